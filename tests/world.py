@@ -337,6 +337,7 @@ def start(
                 await register(store, world, AT)
 
         asyncio.run(fill())
+        sql(settings.database, "delete from outbox")  # The events of the roots.
         world = World(pkis, world.members)
         with (
             running(settings, listening, refresh_interval=refresh_interval),

@@ -19,7 +19,7 @@ from ccp.server.settings import Settings
 
 
 def create() -> Any:
-    body = Path(os.environ["CCP_BENCH_ANSWER"]).read_bytes()
+    body = Path(os.environ["OPNC_CCP_BENCH_ANSWER"]).read_bytes()
     headers = [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
     config = Settings()
 
@@ -41,7 +41,7 @@ def create() -> Any:
 
 def main() -> None:
     file, port, count = sys.argv[1:]
-    os.environ["CCP_BENCH_ANSWER"] = file
+    os.environ["OPNC_CCP_BENCH_ANSWER"] = file
     arguments = uvicorn_options(Settings()) | {"host": "127.0.0.1", "port": int(port), "workers": int(count)}
     workers.run("constant:create", factory=True, log_level="warning", **arguments)
 

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 def inspected(folder: Path) -> Iterator[None]:
     """folder: for sockets; its path is short."""
     path = os.pathsep.join((str(HERE / "inspected"), str(HERE.parent), os.environ.get("PYTHONPATH", "")))
-    changed = {"PYTHONPATH": path.rstrip(os.pathsep), "CCP_INSPECTED": str(folder)}
+    changed = {"PYTHONPATH": path.rstrip(os.pathsep), "OPNC_CCP_INSPECTED": str(folder)}
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     try:

@@ -4,7 +4,9 @@
     ├── InputError                the input cannot be read
     │   ├── FieldError            a field, parameter or header breaks its pattern
     │   ├── EXIError              bytes that are not one of the messages
-    │   └── MismatchError         values that must agree do not
+    │   ├── MismatchError         values that must agree do not
+    │   ├── TooLong               a message that the sender or the receiver does not take
+    │   └── Unsupported           a request of a kind that the pool does not serve
     ├── VerificationError         the input was read, but is not trustworthy
     │   ├── SignatureError        a digest or SignatureValue does not match
     │   ├── ChainError            no valid certificate path to an anchor
@@ -81,6 +83,18 @@ class MismatchError(InputError):
     """Values that must agree do not."""
 
     code = "mismatch"
+
+
+class TooLong(InputError):
+    """A message that is longer than the sender may send or the receiver takes."""
+
+    code = "too_long"
+
+
+class Unsupported(InputError):
+    """A request of a kind that the pool does not serve."""
+
+    code = "unsupported"
 
 
 class VerificationError(CCPError):

@@ -7,15 +7,15 @@ The path of a request selects the behaviour. Each response is endless, until the
 
 from __future__ import annotations
 
-import socket
+import os
 import ssl
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.scripted_server import Received, Reply, scripted, trickled
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -37,53 +37,26 @@ SLOW = {"drip": 0.02}
 """By path: seconds between one byte of a body and the next."""
 
 
+def behaviour(received: Received) -> Reply:
+    """The behaviour that the first segment of a path names."""
+    name = received.path.strip("/").split("/")[0]
+    if name in SLOW:
+        return trickled(HEAD + b"\r\n", b"x", SLOW[name])
+    return trickled(*BEHAVIOURS[name], pause=0)
+
+
 def serve(certificate: str | None) -> None:
-    listening = socket.create_server(("127.0.0.1", 0), backlog=512)
+    """Serve until standard input ends. Prints the port."""
     context = None
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
         context.num_tickets = 200
-    print(listening.getsockname()[1], flush=True)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    while True:
-        connection, _ = listening.accept()
-        threading.Thread(target=_answer, args=(connection, context), daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    import os
-
-    os._exit(0)
-
-
-def _answer(connection: socket.socket, context: ssl.SSLContext | None) -> None:
-    try:
-        connection.settimeout(60)
-        if context is not None:
-            connection = context.wrap_socket(connection, server_side=True)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        head = b""
-        while b"\r\n\r\n" not in head:
-            more = connection.recv(65536)
-            if not more:
-                return
-            head += more
-        name = head.split(b" ")[1].split(b"?")[0].strip(b"/").split(b"/")[0].decode()
-        if name in SLOW:
-            connection.sendall(HEAD + b"\r\n")
-            while True:
-                connection.sendall(b"x")
-                time.sleep(SLOW[name])
-        first, again = BEHAVIOURS[name]
-        connection.sendall(first)
-        while True:
-            connection.sendall(again)
-    except OSError:
-        pass  # The client has had enough, which is what tests are about.
-    finally:
-        connection.close()
+    with scripted(context) as server:
+        server.on("*", behaviour)
+        print(server.url.rpartition(":")[2], flush=True)
+        sys.stdin.read()
+        os._exit(0)  # Threads that send without an end do not delay the end.
 
 
 @contextmanager

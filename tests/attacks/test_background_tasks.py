@@ -146,7 +146,7 @@ def test_event_of_an_unknown_kind_does_not_block_others(pkis: dict[str, PKI]) ->
                  "values (?, 0, 'oem.contract.future', 'DEEXAT00000000', '{}', 1, 0, 0)", car.pcid)  # fmt: skip
         pool.change(webhooks.put(webhook(f"{receiver.url}/maker", "oem")))
         pool.publish(car)
-        wait_until(lambda: receiver.sent)
+        wait_until(lambda: receiver.received)
         assert pool.sql("select kind from outbox") == [("oem.contract.future",)]
         assert sample(read_metrics(pool.base_url), "ccp_task_failures_total", task="event_dispatch") == 0
 

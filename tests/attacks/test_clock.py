@@ -29,10 +29,11 @@ from tests.cli.run import ccp, ccp_ok
 from tests.cli.served_sandbox import free_port, serving
 from tests.databases import Server
 from tests.server.access.tokens.issuer import fake_issuer, post
-from tests.server.events.receiver import Receiver, receiving, until, webhook
+from tests.server.events.receiver import Receiver, receiving, webhook
 from tests.server.events.webhook_api import CREATED, UPDATED
 from tests.server.http.api.answers import sentences
 from tests.server.storage.made import new_database, opened, read, sql, variant, write
+from tests.waiting import wait_until
 from tests.world import AT, Pool, start
 
 JUMP = timedelta(days=400)
@@ -114,19 +115,19 @@ def test_nothing_is_purged_while_the_clock_is_ahead_and_everything_goes_on_after
         future = pool.http.post("/oauth/token", data=form).json()["access_token"]
         assert post(pool, future).status_code == 400, "valid as long as the clock stands so: let in, the body is empty"
         tried = failures(pool, "purge")
-        until(lambda: failures(pool, "purge") >= tried + 2, 60)
+        wait_until(lambda: failures(pool, "purge") >= tried + 2, 60)
         late = pool.car()
         receiver.says("/up", 503)
         pool.cps.headers["Authorization"] = f"Bearer {fresh_token(pool, 'cps')}"
         stays = pool.publish(late, valid=(AT - timedelta(days=1), AT + timedelta(days=800)))
 
-        until(lambda: bool(reported(receiver, late.pcid)), 60)
-        until(lambda: (microseconds(AT + JUMP),) < max(pool.sql("select lease_until from delivery")), 60)
+        wait_until(lambda: bool(reported(receiver, late.pcid)), 60)
+        wait_until(lambda: (microseconds(AT + JUMP),) < max(pool.sql("select lease_until from delivery")), 60)
 
         before_return = len(reported(receiver, late.pcid))
         clock.ahead = timedelta(0)
         receiver.says("/up", 200)
-        until(lambda: ready(pool) == [], 60)
+        wait_until(lambda: ready(pool) == [], 60)
         for _ in range(2):
             assert sentences(post(pool, future), 401) == [TOKEN_NOT_VALID], "from the cache"
         assert post(pool, honest).status_code == 400
@@ -134,15 +135,15 @@ def test_nothing_is_purged_while_the_clock_is_ahead_and_everything_goes_on_after
         assert pool.stored(contract.emaid) == pool.stored(stays.emaid) == 1
         assert [item["emaid"] for item in pool.ask(car)] == [contract.emaid]
         # What was to be tried again in 2028 is tried now.
-        until(lambda: CREATED in reported(receiver, late.pcid)[before_return:], 60)
+        wait_until(lambda: CREATED in reported(receiver, late.pcid)[before_return:], 60)
         assert pool.sql("select count(*) from delivery where state = 'dead'") == [(0,)], "nor was anything given up"
         pool.publish(late, stays.emaid, valid=valid)
-        until(lambda: reported(receiver, late.pcid)[-1] == UPDATED, 60)
+        wait_until(lambda: reported(receiver, late.pcid)[-1] == UPDATED, 60)
 
 
 def reported(receiver: Receiver, pcid: str) -> list[str]:
     """What was said of a vehicle, each attempt."""
-    return [sent.kind for sent in receiver.at("/up") if sent.pcid == pcid]
+    return [sent.kind for sent in receiver.asked("/up") if sent.pcid == pcid]
 
 
 def fresh_token(pool: Pool, name: str) -> str:
@@ -300,12 +301,12 @@ def test_a_server_whose_machine_jumps_ahead_keeps_its_contracts_and_says_so(tmp_
     ):
         assert "clock" not in " ".join(http.get("/health/ready").json().get("reasons", []))
         statement.write_text("+400d\n")
-        until(
+        wait_until(
             lambda: any("nothing is purged" in reason for reason in http.get("/health/ready").json().get("reasons", []))
         )
-        until(lambda: log.read_text().count('"task":"purge"') + log.read_text().count('"task": "purge"') >= 2, 30)
+        wait_until(lambda: log.read_text().count('"task":"purge"') + log.read_text().count('"task": "purge"') >= 2, 30)
         statement.write_text("+0d\n")
-        until(lambda: "clock plausible again" in log.read_text())
+        wait_until(lambda: "clock plausible again" in log.read_text())
     assert '"clock implausible"' in log.read_text()
     assert sql(url, "select count(*) from contract") == [(5,)]
 
@@ -382,7 +383,7 @@ def test_a_worker_that_begins_while_the_clock_is_ahead_purges_nothing(
     clock.hand_over(datetime.now(UTC))
     monkeypatch.setattr("ccp.server.app.utc_now", lambda: datetime.now(UTC) + JUMP)
     with start({"iso2": pkis["iso2"]}, rate_limit_unauthenticated=0, purge_interval=1) as pool:
-        until(lambda: failures(pool, "purge") > 0)
+        wait_until(lambda: failures(pool, "purge") > 0)
         assert ready(pool) == [AHEAD]
 
 

@@ -15,9 +15,9 @@ from ccp.server.settings import Settings
 from ccp.server.storage.queries import contracts
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
+from tests.scripted_server import CLOSE, Reply, json_reply, scripted
 from tests.server.events.receiver import Receiver, receiving
 from tests.server.external.examples import chain_body
-from tests.server.external.scripted_server import DROP, Reply, json_answer, scripted_server
 from tests.server.http.api.answers import sentences
 from tests.world import AT, Contract, Pool, new_emaid, start
 
@@ -211,24 +211,24 @@ def test_contract_limit_per_provider_is_four(pool: Pool) -> None:
 
 
 def test_publication_requires_a_vehicle_known_to_the_pcp(pkis: dict[str, PKI]) -> None:
-    with scripted_server() as pcp, start(pkis, pcp_url=pcp.url) as pool:
+    with scripted() as pcp, start(pkis, pcp_url=pcp.url) as pool:
         known, unknown = pool.car(), pool.car()
-        pcp.answers[f"/provisioningcertificates/{known.pcid}"] = json_answer(chain_body(known.provisioning))
+        pcp.on(f"/provisioningcertificates/{known.pcid}", json_reply(chain_body(known.provisioning)))
         pool.publish(known)
         for status in (404, 410):
-            pcp.answers["*"] = Reply(status)
+            pcp.on("*", Reply(status))
             answer = pool.cps.put("/signedcontractdata", json=pool.contract(unknown).body)
             assert sentences(answer, 400) == ["pcid : is not known to the Provisioning Certificate Pool"]
-        for reply in (Reply(403), Reply(500), Reply(500), DROP, DROP):  # From the fourth on it is not asked.
-            pcp.answers["*"] = reply
+        for reply in (Reply(403), Reply(500), Reply(500), CLOSE, CLOSE):  # From the fourth on it is not asked.
+            pcp.on("*", reply)
             answer = pool.cps.put("/signedcontractdata", json=pool.contract(unknown).body)
             assert sentences(answer, 503) == [
                 "The Provisioning Certificate Pool cannot be asked for the vehicle now; publish again later."
             ]
             assert int(answer.headers["Retry-After"]) > 0
         assert pool.sql("select pcid from contract") == [(str(known.pcid),)]
-    with scripted_server() as pcp, start(pkis, pcp_url=pcp.url, require_known_vehicle=False) as pool:
-        pcp.answers["*"] = Reply(404)
+    with scripted() as pcp, start(pkis, pcp_url=pcp.url, require_known_vehicle=False) as pool:
+        pcp.on("*", Reply(404))
         pool.publish(pool.car())
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
+from tests.scripted_server import CLOSE, Reply, json_reply, scripted
 from tests.server.external.examples import chain_body
-from tests.server.external.scripted_server import DROP, Reply, json_answer, scripted_server
 from tests.server.http.api.answers import sentences
 from tests.world import Contract, Pool, new_emaid, start
 
@@ -92,23 +92,23 @@ def test_dry_run_reports_new_and_existing_contracts(pool: Pool) -> None:
 
 
 def test_dry_run_reports_an_unknown_vehicle(pkis: dict[str, PKI]) -> None:
-    with scripted_server() as pcp, start(pkis, pcp_url=pcp.url) as pool:
+    with scripted() as pcp, start(pkis, pcp_url=pcp.url) as pool:
         known, unknown = pool.car(), pool.car()
-        pcp.answers[f"/provisioningcertificates/{known.pcid}"] = json_answer(chain_body(known.provisioning))
+        pcp.on(f"/provisioningcertificates/{known.pcid}", json_reply(chain_body(known.provisioning)))
         contract = pool.contract(known)
         assert checks(pool, contract)[KNOWN]["verdict"] == "passed"
-        pcp.answers["*"] = Reply(404)
+        pcp.on("*", Reply(404))
         contract = pool.contract(unknown)
         assert failed(pool, contract) == {KNOWN: refused(pool, contract)}
-        pcp.answers["*"] = DROP
+        pcp.on("*", CLOSE)
         assert failed(pool, contract) == {KNOWN: refused(pool, contract, 503)}
-        asked = len(pcp.calls)
+        asked = len(pcp.received)
         stranger = pool.contract(unknown, signer="stranger")
         reported = checks(pool, stranger)
         assert {reported[name]["reason"] for name in (KNOWN, CONTRACTS)} == {UNSIGNED}
-        assert len(pcp.calls) == asked
-    with scripted_server() as pcp, start(pkis, pcp_url=pcp.url, require_known_vehicle=False) as pool:
-        pcp.answers["*"] = Reply(404)
+        assert len(pcp.received) == asked
+    with scripted() as pcp, start(pkis, pcp_url=pcp.url, require_known_vehicle=False) as pool:
+        pcp.on("*", Reply(404))
         contract = pool.contract(pool.car())
         assert KNOWN not in checks(pool, contract)
         assert failed(pool, contract) == {}

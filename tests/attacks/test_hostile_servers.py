@@ -21,10 +21,9 @@ from ccp.server.storage.queries import webhooks
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI, StatusURLs
 from tests.attacks.hostile import BEHAVIOURS, SLOW, hostile_server
-from tests.scripted_server import Reply, scripted
+from tests.scripted_server import Reply, scripted, unused_port
 from tests.server.events.receiver import webhook
 from tests.server.http.api.responders import LOOPBACK
-from tests.server.trust.revocation.servers import free_port
 from tests.world import AT, Pool, start
 
 ENDLESS = {
@@ -152,7 +151,7 @@ def tls_server(folder: Path, groups: str) -> Iterator[str]:
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "key.pem"]
     make = ["openssl", "req", "-x509", *key, "-out", "cert.pem", "-days", "1", *name]
     subprocess.run(make, cwd=folder, check=True, capture_output=True)
-    port = free_port()
+    port = unused_port()
     serve = ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-key", "key.pem", "-cert", "cert.pem", "-www"]
     process = subprocess.Popen([*serve, "-groups", groups], cwd=folder, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
     try:

@@ -20,8 +20,8 @@ import pytest
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.attacks.provisioning_events import SECRET, send_event
+from tests.scripted_server import Received, Reply, Scripted, json_reply, scripted
 from tests.server.external.examples import chain_body
-from tests.server.external.scripted_server import Call, Reply, ScriptedServer, json_answer, scripted_server
 from tests.server.http.api.answers import sentences
 from tests.world import Contract, Pool, new_emaid, start
 
@@ -32,35 +32,35 @@ CHANGED = (
 
 
 @pytest.fixture(scope="module")
-def pcp() -> Iterator[ScriptedServer]:
-    with scripted_server() as fake:
+def pcp() -> Iterator[Scripted]:
+    with scripted() as fake:
         yield fake
 
 
 @pytest.fixture(scope="module")
-def around(pkis: dict[str, PKI], pcp: ScriptedServer) -> Iterator[Pool]:
+def around(pkis: dict[str, PKI], pcp: Scripted) -> Iterator[Pool]:
     with start(pkis, pcp_url=pcp.url, pcp_webhook_secret=SECRET) as pool:
         yield pool
 
 
 @contextmanager
-def under_way(pool: Pool, pcp: ScriptedServer, car: Car, contract: Contract) -> Iterator[Future[httpx.Response]]:
+def under_way(pool: Pool, pcp: Scripted, car: Car, contract: Contract) -> Iterator[Future[httpx.Response]]:
     """A PUT that waits for the Provisioning Certificate Pool during the context and continues after it."""
     asked, go_on = threading.Event(), threading.Event()
 
-    def answer(call: Call) -> Reply:
+    def answer(call: Received) -> Reply:
         asked.set()
         go_on.wait(2)
-        return json_answer(chain_body(car.provisioning))
+        return json_reply(chain_body(car.provisioning))
 
     path = f"/provisioningcertificates/{car.pcid}"
-    pcp.answers[path] = answer
+    pcp.on(path, answer)
     pool.token("cps")
     with ThreadPoolExecutor(1) as aside:
         sent = aside.submit(pool.cps.put, "/signedcontractdata", json=contract.body)
         try:
             assert asked.wait(10)
-            pcp.answers[path] = json_answer(chain_body(car.provisioning))
+            pcp.on(path, json_reply(chain_body(car.provisioning)))
             yield sent
         finally:
             go_on.set()
@@ -77,9 +77,9 @@ def audited(pool: Pool, car: Car) -> list[tuple[str, int]]:
     return [(action, at) for action, at, subject in rows if json.loads(subject).get("pcid") == car.pcid]
 
 
-def test_event_time_is_the_time_of_the_change(around: Pool, pcp: ScriptedServer) -> None:
+def test_event_time_is_the_time_of_the_change(around: Pool, pcp: Scripted) -> None:
     car = around.car()
-    pcp.answers[f"/provisioningcertificates/{car.pcid}"] = json_answer(chain_body(car.provisioning))
+    pcp.on(f"/provisioningcertificates/{car.pcid}", json_reply(chain_body(car.provisioning)))
     first = around.publish(car)
     with under_way(around, pcp, car, around.contract(car, first.emaid)) as late:
         assert around.emsp.delete(f"/signedcontractdata/{first.emaid}").status_code == 200
@@ -125,11 +125,11 @@ def test_change_times_of_a_vehicle_never_decrease(pool: Pool) -> None:
     "event_type", ["mo.prov.cert.factory.reset", "emsp.prov.cert.deleted", "emsp.prov.cert.updated"]
 )
 def test_publication_in_progress_is_refused_after_a_provisioning_event(
-    around: Pool, pcp: ScriptedServer, event_type: str, known: bool
+    around: Pool, pcp: Scripted, event_type: str, known: bool
 ) -> None:
     car = around.car()
     if known:
-        pcp.answers[f"/provisioningcertificates/{car.pcid}"] = json_answer(chain_body(car.provisioning))
+        pcp.on(f"/provisioningcertificates/{car.pcid}", json_reply(chain_body(car.provisioning)))
         around.publish(car, new_emaid("NLEXB"))
         around.sql("update contract set provisioning_key = null where pcid = ?", str(car.pcid))
     contract = around.contract(car)
@@ -142,7 +142,7 @@ def test_publication_in_progress_is_refused_after_a_provisioning_event(
     assert len(around.listed(car)) == 1
 
 
-def test_late_provisioning_event_removes_earlier_publications(around: Pool, pcp: ScriptedServer) -> None:
+def test_late_provisioning_event_removes_earlier_publications(around: Pool, pcp: Scripted) -> None:
     """The event's time is before the contract was stored, and after its publication began."""
     car = around.car()
     with under_way(around, pcp, car, around.contract(car)) as late:
@@ -152,18 +152,18 @@ def test_late_provisioning_event_removes_earlier_publications(around: Pool, pcp:
     assert around.listed(car) == []
 
 
-def test_old_provisioning_event_keeps_later_publications(around: Pool, pcp: ScriptedServer) -> None:
+def test_old_provisioning_event_keeps_later_publications(around: Pool, pcp: Scripted) -> None:
     car = around.car()
-    pcp.answers[f"/provisioningcertificates/{car.pcid}"] = json_answer(chain_body(car.provisioning))
+    pcp.on(f"/provisioningcertificates/{car.pcid}", json_reply(chain_body(car.provisioning)))
     before = datetime.now(UTC) - timedelta(seconds=5)
     around.publish(car)
     assert send_event(around, "mo.prov.cert.factory.reset", car.pcid, before).status_code == 200
     assert len(around.listed(car)) == 1
 
 
-def test_publication_begins_with_the_head_of_its_request(around: Pool, pcp: ScriptedServer) -> None:
+def test_publication_begins_with_the_head_of_its_request(around: Pool, pcp: Scripted) -> None:
     car = around.car()
-    pcp.answers[f"/provisioningcertificates/{car.pcid}"] = json_answer(chain_body(car.provisioning))
+    pcp.on(f"/provisioningcertificates/{car.pcid}", json_reply(chain_body(car.provisioning)))
     body = json.dumps(around.contract(car).body).encode()
     headers = {"Authorization": f"Bearer {around.token('cps')}", "Content-Type": "application/json"}
 

@@ -93,4 +93,4 @@ def test_provisioning_event_notifies_affected_providers_only(pkis: dict[str, PKI
         (sent,) = receiver.wait("/other_emsp", 1)
         assert sent.event["eventType"] == names["other_emsp"]
         assert sent.event["payload"] == {"emaid": foreign.emaid, "pcid": other.pcid}
-        assert len(receiver.at("/emsp")) == 1
+        assert len(receiver.asked("/emsp")) == 1

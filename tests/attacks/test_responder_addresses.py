@@ -15,9 +15,9 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from ccp.testing.pki import PKI, Credential, StatusURLs
+from tests.scripted_server import Received, Reply, Scripted, scripted
 from tests.server.http.api.answers import sentences
-from tests.server.http.api.responders import LOOPBACK, AnswersByPrefix, ocsp_response
-from tests.server.trust.revocation.servers import Reply, Request, Server, http_server
+from tests.server.http.api.responders import LOOPBACK, ocsp_response
 from tests.world import AT, Pool, start
 
 SUB2 = "eMSP Sub2 CA SIM"
@@ -30,9 +30,8 @@ NEVER = "names only addresses that cannot be called (http and https without cred
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with http_server() as running:
-        running.answers = AnswersByPrefix()
+def server() -> Iterator[Scripted]:
+    with scripted() as running:
         yield running
 
 
@@ -52,7 +51,7 @@ def naming(*urls: str) -> PKI:
 
 
 @pytest.fixture(scope="module")
-def pool(server: Server) -> Iterator[Pool]:
+def pool(server: Scripted) -> Iterator[Pool]:
     """PKIs by what their contracts name."""
     addresses = {
         "405": server.url + "/405", "501": server.url + "/501/", "400": server.url + "/400",
@@ -69,66 +68,66 @@ def pool(server: Server) -> Iterator[Pool]:
         yield running
 
 
-def get_only(server: Server, path: str, issuer: Credential, refusal: Reply) -> None:
+def get_only(server: Scripted, path: str, issuer: Credential, refusal: Reply) -> None:
     """A responder below a path that refuses POST like this and answers GET as RFC 6960 appendix A.1 has it."""
 
-    def answering(request: Request) -> Reply:
+    def answering(request: Received) -> Reply:
         if request.method != "GET":
             return refusal
         encoded = request.path.removeprefix(path + "/")
         assert "/" not in encoded
-        return Reply(ocsp_response(issuer, base64.b64decode(unquote(encoded), validate=True)))
+        return Reply(body=ocsp_response(issuer, base64.b64decode(unquote(encoded), validate=True)))
 
-    server.answers[path] = answering
+    server.on(path + "*", answering)
 
 
 @pytest.mark.parametrize(
-    ("kind", "refusal"), [("405", Reply(status=405)), ("501", Reply(status=501)), ("400", Reply(b"<html>", 400))]
+    ("kind", "refusal"), [("405", Reply(status=405)), ("501", Reply(status=501)), ("400", Reply(400, b"<html>"))]
 )
-def test_ocsp_falls_back_to_get(pool: Pool, server: Server, kind: str, refusal: Reply) -> None:
+def test_ocsp_falls_back_to_get(pool: Pool, server: Scripted, kind: str, refusal: Reply) -> None:
     get_only(server, "/" + kind, pool.pki(kind).emsp_sub2, refusal)
     pool.publish(pool.car(), signer=kind)
-    seen = [request.method for request in server.seen if request.path.startswith("/" + kind)]
+    seen = [request.method for request in server.received if request.path.startswith("/" + kind)]
     assert seen == ["POST", "GET"]
     # The responder is known by now: one request for the next contract.
     pool.publish(pool.car(), signer=kind)
-    seen = [request.method for request in server.seen if request.path.startswith("/" + kind)]
+    seen = [request.method for request in server.received if request.path.startswith("/" + kind)]
     assert seen == ["POST", "GET", "GET"]
 
 
-def test_ocsp_returns_to_post_if_get_is_refused(pool: Pool, server: Server) -> None:
+def test_ocsp_returns_to_post_if_get_is_refused(pool: Pool, server: Scripted) -> None:
     issuer = pool.pki("changed").emsp_sub2
     get_only(server, "/changed", issuer, Reply(status=405))
     pool.publish(pool.car(), signer="changed")
 
-    def post_only(request: Request) -> Reply:
-        return Reply(ocsp_response(issuer, request.body)) if request.method == "POST" else Reply(status=405)
+    def post_only(request: Received) -> Reply:
+        return Reply(body=ocsp_response(issuer, request.body)) if request.method == "POST" else Reply(status=405)
 
-    server.answers["/changed"] = post_only
+    server.on("/changed*", post_only)
     for _ in range(2):
         pool.publish(pool.car(), signer="changed")
-    seen = [request.method for request in server.seen if request.path.startswith("/changed")]
+    seen = [request.method for request in server.received if request.path.startswith("/changed")]
     assert seen == ["POST", "GET", "GET", "POST", "POST"]
 
 
-def test_ocsp_response_with_status_400_does_not_cause_get(pool: Pool, server: Server) -> None:
+def test_ocsp_response_with_status_400_does_not_cause_get(pool: Pool, server: Scripted) -> None:
     malformed = ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.MALFORMED_REQUEST)
-    server.says("/broken", Reply(malformed.public_bytes(Encoding.DER), 400))
+    server.on("/broken*", Reply(400, malformed.public_bytes(Encoding.DER)))
     answer = pool.put(pool.contract(pool.car(), signer="broken"))
     assert "answered with the HTTP status 400" in sentences(answer, 503)[0]
-    assert [request.method for request in server.seen if request.path.startswith("/broken")] == ["POST"]
+    assert [request.method for request in server.received if request.path.startswith("/broken")] == ["POST"]
 
 
-def test_status_urls_are_trimmed(pool: Pool, server: Server) -> None:
+def test_status_urls_are_trimmed(pool: Pool, server: Scripted) -> None:
     issuer = pool.pki("blanks").emsp_sub2
-    server.answers["/blanks"] = lambda request: Reply(ocsp_response(issuer, request.body))
+    server.on("/blanks*", lambda request: Reply(body=ocsp_response(issuer, request.body)))
     pool.publish(pool.car(), signer="blanks")
     assert server.count("/blanks") == 1
 
 
 @pytest.mark.parametrize("kind", NEVER_CALLED)
-def test_uncallable_status_urls_are_refused_permanently(pool: Pool, server: Server, kind: str) -> None:
-    before = len(server.seen)
+def test_uncallable_status_urls_are_refused_permanently(pool: Pool, server: Scripted, kind: str) -> None:
+    before = len(server.received)
     contract = pool.contract(pool.car(), signer=kind)
     answer = pool.put(contract)
     (statement,) = sentences(answer, 400)
@@ -137,18 +136,18 @@ def test_uncallable_status_urls_are_refused_permanently(pool: Pool, server: Serv
     report = pool.cps.put("/signedcontractdata", json=contract.body, params={"dryRun": "true"}).json()
     assert not report["passed"]
     assert any(NEVER in check["reason"] for check in report["checks"] if check["verdict"] == "failed")
-    assert (pool.stored(contract.emaid), len(server.seen)) == (0, before)
+    assert (pool.stored(contract.emaid), len(server.received)) == (0, before)
 
 
-def test_uncallable_status_urls_are_refused_by_policy_require(server: Server) -> None:
+def test_uncallable_status_urls_are_refused_by_policy_require(server: Scripted) -> None:
     with start({"iso2": naming("ldap://ca.example/cn=crl")}, revocation="require") as pool:
         answer = pool.put(pool.contract(pool.car()))
         assert any(NEVER in sentence for sentence in sentences(answer, 400))
         assert "Retry-After" not in answer.headers
 
 
-def test_one_callable_status_url_is_enough(pool: Pool, server: Server) -> None:
+def test_one_callable_status_url_is_enough(pool: Pool, server: Scripted) -> None:
     issuer = pool.pki("mixed").emsp_sub2
-    server.answers["/mixed"] = lambda request: Reply(ocsp_response(issuer, request.body))
+    server.on("/mixed*", lambda request: Reply(body=ocsp_response(issuer, request.body)))
     pool.publish(pool.car(), signer="mixed")
     assert server.count("/mixed") == 1

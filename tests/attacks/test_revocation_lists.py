@@ -14,21 +14,21 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ccp.testing.pki import PKI, StatusURLs
 from ccp.x509.certificates import Certificate
 from tests.cli.run import ccp
+from tests.scripted_server import Scripted, scripted
 from tests.server.trust.revocation.made import crl, serve_crl
-from tests.server.trust.revocation.servers import Server, http_server
 from tests.world import AT, Pool, start
 
 LIST = "/cps-sub2.crl"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with http_server() as running:
+def server() -> Iterator[Scripted]:
+    with scripted() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def pki(server: Server) -> PKI:
+def pki(server: Scripted) -> PKI:
     """The provisioning service's certificate names a list; no other certificate names anything."""
     named = {"CPS Sub2 CA SIM": StatusURLs(crl=server.url + LIST)}
     return PKI.generate(AT, status_urls=lambda name: named.get(name, StatusURLs()))
@@ -44,7 +44,7 @@ def put(pool: Pool) -> httpx.Response:
     return pool.cps.put("/signedcontractdata", json=pool.contract(pool.car()).body)
 
 
-def served(pool: Pool, server: Server, data: bytes) -> None:
+def served(pool: Pool, server: Scripted, data: bytes) -> None:
     """A list in place of those before, of which nothing is known any more."""
     serve_crl(server, LIST, data, f'"{hash(data)}"')
     for table in ("crl", "evidence"):
@@ -57,7 +57,7 @@ def extension(**values: object) -> tuple[x509.ExtensionType, bool]:
     return x509.IssuingDistributionPoint(**{**given, **values}), True
 
 
-def test_crl_distribution_point_ignores_letter_case(pool: Pool, pki: PKI, server: Server) -> None:
+def test_crl_distribution_point_ignores_letter_case(pool: Pool, pki: PKI, server: Scripted) -> None:
     upper = server.url.replace("http://", "HTTP://") + LIST
     other = x509.UniformResourceIdentifier("ldap://crl.example/cn=cps")
     idp = extension(full_name=[other, x509.UniformResourceIdentifier(upper)])
@@ -69,7 +69,7 @@ def test_crl_distribution_point_ignores_letter_case(pool: Pool, pki: PKI, server
     assert "only a part of the issuer's" in answer.text
 
 
-def test_crl_of_user_certificates_covers_leaves(pool: Pool, pki: PKI, server: Server) -> None:
+def test_crl_of_user_certificates_covers_leaves(pool: Pool, pki: PKI, server: Scripted) -> None:
     only_users = extension(only_contains_user_certs=True)
     served(pool, server, crl(pki.cps_sub2, extra=(only_users,)))
     assert put(pool).status_code == 201
@@ -80,14 +80,14 @@ def test_crl_of_user_certificates_covers_leaves(pool: Pool, pki: PKI, server: Se
 
 
 @pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"\r\n\n", b"issuer=CPS\n"], ids=["bom", "blank lines", "text"])
-def test_crl_in_pem_after_other_bytes_is_read(pool: Pool, pki: PKI, server: Server, before: bytes) -> None:
+def test_crl_in_pem_after_other_bytes_is_read(pool: Pool, pki: PKI, server: Scripted, before: bytes) -> None:
     served(pool, server, before + _pem(crl(pki.cps_sub2)))
     assert put(pool).status_code == 201
     served(pool, server, before + _pem(crl(pki.cps_sub2, pki.cps.certificate)))
     assert put(pool).status_code == 400
 
 
-def test_crl_signature_with_unused_bits_is_refused(pool: Pool, pki: PKI, server: Server) -> None:
+def test_crl_signature_with_unused_bits_is_refused(pool: Pool, pki: PKI, server: Scripted) -> None:
     data, signature = b"", b"\1"
     while signature[-1] & 1:
         data = crl(pki.cps_sub2)
@@ -104,14 +104,14 @@ def test_crl_signature_with_unused_bits_is_refused(pool: Pool, pki: PKI, server:
 # --- Numbers ---
 
 
-def renumbered(pool: Pool, pki: PKI, server: Server, number: int | None, *revoked: Certificate) -> None:
+def renumbered(pool: Pool, pki: PKI, server: Scripted, number: int | None, *revoked: Certificate) -> None:
     """The server's next list, and the one that is held has run out."""
     serve_crl(server, LIST, crl(pki.cps_sub2, *revoked, number=number), f'"{number}"')
     past, future = (int((AT + timedelta(days=days)).timestamp()) * 1_000_000 for days in (-1, 1))
     pool.sql("update crl set next_update = ?, refresh_at = ?", past, future)
 
 
-def test_crl_with_a_lower_number_is_accepted_by_command(pool: Pool, pki: PKI, server: Server) -> None:
+def test_crl_with_a_lower_number_is_accepted_by_command(pool: Pool, pki: PKI, server: Scripted) -> None:
     served(pool, server, crl(pki.cps_sub2, number=7))
     assert put(pool).status_code == 201
     url, env = server.url + LIST, {"CCP_DATABASE": pool.settings.database}

@@ -15,9 +15,9 @@ from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.server.trust.revocation_client import RevocationClient
 from ccp.testing.pki import PKI, StatusURLs
 from ccp.x509.certificates import Certificate
+from tests.scripted_server import Reply, Scripted, scripted
 from tests.server.http.api.answers import sentences
-from tests.server.http.api.responders import LOOPBACK, AnswersByPrefix, ocsp_response
-from tests.server.trust.revocation.servers import Reply, Server, http_server
+from tests.server.http.api.responders import LOOPBACK, ocsp_response
 from tests.waiting import wait_until
 from tests.world import AT, Contract, Pool, start
 
@@ -26,9 +26,8 @@ _SILENT = threading.Event()
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with http_server() as running:
-        running.answers = AnswersByPrefix()
+def server() -> Iterator[Scripted]:
+    with scripted() as running:
         yield running
 
 
@@ -52,7 +51,7 @@ def names() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pool(server: Server, names: None) -> Iterator[Pool]:
+def pool(server: Scripted, names: None) -> Iterator[Pool]:
     port = server.url.rpartition(":")[2]
     pkis = {
         "iso2": naming(f"{server.url}/victim"),
@@ -62,16 +61,16 @@ def pool(server: Server, names: None) -> Iterator[Pool]:
         **{f"silent {n}": naming(f"http://ocsp.d{n // 2}.silent:{port}/{n}") for n in range(6)},
     }
     with start(pkis, egress_allow_networks=LOOPBACK) as running:
-        server.answers["/victim"] = lambda request: Reply(ocsp_response(running.pki().emsp_sub2, request.body))
-        server.answers["/victim-named"] = lambda request: Reply(
-            ocsp_response(running.pki("named").emsp_sub2, request.body)
+        server.on("/victim*", lambda request: Reply(body=ocsp_response(running.pki().emsp_sub2, request.body)))
+        server.on(
+            "/victim-named*", lambda request: Reply(body=ocsp_response(running.pki("named").emsp_sub2, request.body))
         )
-        server.answers["/failing"] = lambda request: Reply(status=500)
+        server.on("/failing*", lambda request: Reply(status=500))
         yield running
 
 
 @pytest.mark.parametrize("attacker", ["tls", "failing"])
-def test_circuits_of_one_host_are_separate_per_issuer(pool: Pool, server: Server, attacker: str) -> None:
+def test_circuits_of_one_host_are_separate_per_issuer(pool: Pool, server: Scripted, attacker: str) -> None:
     """StatusURLs on the victim's host, under another scheme or path, that fail again and again."""
     for _ in range(6):
         answer = pool.put(pool.contract(pool.car(), signer=attacker))
@@ -80,7 +79,7 @@ def test_circuits_of_one_host_are_separate_per_issuer(pool: Pool, server: Server
     pool.publish(pool.car())
 
 
-def test_dry_runs_of_one_party_do_not_delay_another(pool: Pool, server: Server) -> None:
+def test_dry_runs_of_one_party_do_not_delay_another(pool: Pool, server: Scripted) -> None:
     contracts = [pool.contract(pool.car()) for _ in range(80)]
     mine = pool.contract(pool.car())
 
@@ -88,16 +87,16 @@ def test_dry_runs_of_one_party_do_not_delay_another(pool: Pool, server: Server) 
         return pool.cps.put("/signedcontractdata", json=contract.body, params={"dryRun": "true"}).status_code
 
     pool.token("cps"), pool.token("small_cps")
-    begun = len(server.seen)
+    begun = len(server.received)
     with ThreadPoolExecutor(80) as threads:
         under_way = [threads.submit(dry_run, contract) for contract in contracts]
-        wait_until(lambda: len(server.seen) - begun >= 22)  # The burst is spent, the rest waits for its turn.
+        wait_until(lambda: len(server.received) - begun >= 22)  # The burst is spent, the rest waits for its turn.
         answer = pool.client("small_cps").put("/signedcontractdata", json=mine.body)
         assert answer.status_code == 201, answer.text
         assert pool.stored(mine.emaid) == 1
         assert {one.result() for one in under_way} == {200}
-    wait_until(lambda: len(server.seen) - begun == 81)
-    asked = [ocsp.load_der_ocsp_request(request.body).serial_number for request in server.seen[begun:]]
+    wait_until(lambda: len(server.received) - begun == 81)
+    asked = [ocsp.load_der_ocsp_request(request.body).serial_number for request in server.received[begun:]]
     # It did not wait for all those that were there before it.
     assert asked.index(serial_of(mine)) < 70
 
@@ -106,7 +105,7 @@ def serial_of(contract: Contract) -> int:
     return Certificate.load(contract.certificate).serial_number
 
 
-def test_silent_name_servers_delay_only_their_names(pool: Pool, server: Server) -> None:
+def test_silent_name_servers_delay_only_their_names(pool: Pool, server: Scripted) -> None:
     """Three domains without an answer, asked for by six PUTs at the same time; a responder with a name goes on."""
     blocked = [pool.contract(pool.car(), signer=f"silent {n}") for n in range(6)]
     with ThreadPoolExecutor(6) as threads:
@@ -125,7 +124,7 @@ def lookups() -> int:
     return sum(thread.name == "lookup" for thread in threading.enumerate())
 
 
-def test_requests_that_were_not_sent_do_not_open_a_circuit(server: Server, names: None) -> None:
+def test_requests_that_were_not_sent_do_not_open_a_circuit(server: Scripted, names: None) -> None:
     """A name that does not resolve, and an address that may not be called: said each time, and nothing counted."""
 
     async def test() -> None:

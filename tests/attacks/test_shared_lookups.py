@@ -12,18 +12,17 @@ import pytest
 
 from ccp.server.external import resolver
 from ccp.testing.pki import PKI, SUB_CA2, StatusURLs
+from tests.scripted_server import Reply, Scripted, scripted
 from tests.server.http.api.answers import sentences
-from tests.server.http.api.responders import LOOPBACK, AnswersByPrefix, ocsp_response
+from tests.server.http.api.responders import LOOPBACK, ocsp_response
 from tests.server.trust.revocation.made import crl
-from tests.server.trust.revocation.servers import Reply, Server, http_server
 from tests.waiting import wait_until
 from tests.world import AT, Pool, start
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with http_server() as running:
-        running.answers = AnswersByPrefix()
+def server() -> Iterator[Scripted]:
+    with scripted() as running:
         yield running
 
 
@@ -47,12 +46,12 @@ def naming(pki: PKI, url: str) -> PKI:
     return replace(pki, emsp_sub2=replace(pki.emsp_sub2, status_urls=StatusURLs(ocsp=url)))
 
 
-def test_lookup_of_a_host_is_separate_per_issuer(server: Server, released: threading.Event) -> None:
+def test_lookup_of_a_host_is_separate_per_issuer(server: Scripted, released: threading.Event) -> None:
     """One CA's certificates name four silent domains, and then the responder of another CA."""
     port = server.url.rpartition(":")[2]
     host = f"http://ocsp.victim.test:{port}"
     victim, attacker = naming(PKI.generate(AT), f"{host}/victim"), PKI.generate(AT)
-    server.answers["/victim"] = lambda request: Reply(ocsp_response(victim.emsp_sub2, request.body))
+    server.on("/victim*", lambda request: Reply(body=ocsp_response(victim.emsp_sub2, request.body)))
     urls = [*(f"http://ocsp.d{n}.silent:{port}/" for n in range(4)), *[f"{host}/attacker"] * 4]
     with start({"iso2": victim, "attacker": attacker}, egress_allow_networks=LOOPBACK) as pool:
         contracts = [pool.contract(pool.car(), signer=naming(attacker, url)) for url in urls]
@@ -67,13 +66,13 @@ def test_lookup_of_a_host_is_separate_per_issuer(server: Server, released: threa
                 assert "cannot be established now" in sentences(one.result(), 503)[0]
 
 
-def test_shared_crl_fetch_is_retried_for_another_party(server: Server, released: threading.Event) -> None:
+def test_shared_crl_fetch_is_retried_for_another_party(server: Scripted, released: threading.Event) -> None:
     """A party that has used up its lookups asks for a list of a CA that others use, too."""
     port = server.url.rpartition(":")[2]
     shared, attacker = PKI.generate(AT), PKI.generate(AT)
     sub2 = replace(shared.emsp_sub2, status_urls=StatusURLs(crl=f"http://crl.shared.test:{port}/list"))
     shared = replace(shared, emsp_sub2=sub2)
-    server.says("/list", crl(sub2))
+    server.on("/list*", crl(sub2))
     with start({"iso2": shared, "attacker": attacker}, egress_allow_networks=LOOPBACK) as pool:
         fill_lookups(pool, attacker, port)
         theirs, ours = pool.contract(pool.car()), pool.contract(pool.car())
@@ -103,11 +102,11 @@ def fill_lookups(pool: Pool, attacker: PKI, port: str) -> None:
             assert "cannot be established now" in sentences(answer, 503)[0]
 
 
-def test_lookups_per_party_are_limited_across_issuers(server: Server, released: threading.Event) -> None:
+def test_lookups_per_party_are_limited_across_issuers(server: Scripted, released: threading.Event) -> None:
     """A root of its own makes any number of sub-CAs, each of which names four silent hosts in two domains."""
     port = server.url.rpartition(":")[2]
     victim, attacker = naming(PKI.generate(AT), f"http://ocsp.victim.test:{port}/victim"), PKI.generate(AT)
-    server.answers["/victim"] = lambda request: Reply(ocsp_response(victim.emsp_sub2, request.body))
+    server.on("/victim*", lambda request: Reply(body=ocsp_response(victim.emsp_sub2, request.body)))
     with start({"iso2": victim, "attacker": attacker}, egress_allow_networks=LOOPBACK) as pool:
         fill_lookups(pool, attacker, port)
         assert lookups() == 12  # They are silent still.

@@ -10,17 +10,17 @@ import pytest
 
 from ccp.testing.pki import StatusURLs
 from ccp.x509.certificates import Certificate
+from tests.scripted_server import Received, Reply, Scripted, scripted
 from tests.server.trust.revocation.made import AT, Bench, answer, branch, run
-from tests.server.trust.revocation.servers import Reply, Request, Server, http_server
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with http_server() as running:
+def server() -> Iterator[Scripted]:
+    with scripted() as running:
         yield running
 
 
-def test_refresh_of_one_issuer_is_not_delayed_by_another(server: Server) -> None:
+def test_refresh_of_one_issuer_is_not_delayed_by_another(server: Scripted) -> None:
     """The other CA's certificates are due first, and name the host of the victim's responder."""
     attacker, victim = (
         branch(addresses={"sub2": StatusURLs(ocsp=f"{server.url}/{name}")}) for name in ("attacker", "victim")
@@ -31,17 +31,17 @@ def test_refresh_of_one_issuer_is_not_delayed_by_another(server: Server) -> None
         for one, path in ((attacker, "/attacker"), (victim, "/victim")):
             leaf: Certificate = one.contract().certificate
             response = answer(leaf, one.sub2)
-            server.says(path, response)
+            server.on(path, response)
             await bench.service.ensure_good([one.chain(leaf)], AT)
 
-            def refreshing(request: Request, path: str = path, response: bytes = response) -> Reply:
+            def refreshing(request: Received, path: str = path, response: bytes = response) -> Reply:
                 if path == "/victim":
                     victim_asked.set()
                 else:
                     overtaken.append(victim_asked.wait(1.5))
-                return Reply(response)
+                return Reply(body=response)
 
-            server.answers[path] = refreshing
+            server.on(path, refreshing)
         await bench.service.refresh_due(AT + timedelta(minutes=31))
 
     run(test)

@@ -25,8 +25,8 @@ from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import parties, signing_keys
 from ccp.server.storage.queries.parties import disable, get, lock, update
 from ccp.testing.pki import PKI
+from tests.scripted_server import Reply, scripted
 from tests.server.access.tokens.issuer import fake_issuer, key
-from tests.server.external.scripted_server import Reply, scripted_server
 from tests.server.http.api.answers import sentences
 from tests.server.http.guards.raw import Answer, connected
 from tests.world import AT, Pool, new_emaid, party, post_body, start
@@ -362,21 +362,21 @@ def test_change_checks_the_token_key_in_its_transaction(pool: Pool) -> None:
 
 
 def test_pki_revocation_checks_the_party_again(pkis: dict[str, PKI]) -> None:
-    with scripted_server() as fake:
+    with scripted() as fake:
         options: dict[str, Any] = {
             "pki_url": fake.url + "/opnc/v1/pki",
             "pki_token": "a token of the tests",
             "operator_cas": (pkis["iso2"].emsp_sub2.certificate.fingerprint,),
         }
-        fake.answers["/opnc/v1/pki/pki/revokeCertificate"] = Reply(200)
+        fake.on("/opnc/v1/pki/pki/revokeCertificate", Reply(200))
         with start({"iso2": pkis["iso2"]}, **options) as running:
             contract, other = running.publish(running.car()), running.publish(running.car())
             assert running.emsp.delete(f"/signedcontractdata/{other.emaid}").status_code == 200
-            assert len(fake.calls) == 1
+            assert len(fake.received) == 1
             running.sql("update party set enabled = false where client_id = 'emsp'")
             answer = running.emsp.delete(f"/signedcontractdata/{contract.emaid}")
             assert sentences(answer, 401) == [TOKEN_NOT_VALID]
-            assert len(fake.calls) == 1
+            assert len(fake.received) == 1
             assert running.stored(contract.emaid) == 1
 
 

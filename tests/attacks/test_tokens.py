@@ -19,10 +19,10 @@ from ccp.server.http.routes.opnc import BASE
 from ccp.server.issuer_settings import IssuerSettings
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_error
+from tests.scripted_server import Reply
 from tests.server.access.tokens.client_certificates import HEADER, OTHER, OURS
 from tests.server.access.tokens.issuer import FakeIssuer, bearer, encoded, fake_issuer, key, key_set, look, post
 from tests.server.http.api.answers import sentences
-from tests.server.trust.revocation.servers import Reply
 from tests.world import Pool, start
 
 INVALID = ["The access token is not valid (any more)."]
@@ -58,7 +58,7 @@ def test_keys_that_an_issuer_withdraws_end_after_one_refresh_interval(pkis: dict
         cached, fresh = fake.token(), fake.token(sub="never seen before")
         assert post(running, cached).status_code == 400, "let in, and told that the body is empty"
         asked = fake.asked
-        fake.says(Reply(WITHOUT_KEYS[name]))
+        fake.says(Reply(body=WITHOUT_KEYS[name]))
         eventually(lambda: fake.asked > asked)
         began = time.monotonic()
         assert post(running, cached).status_code == 400, "an issuer may be in the middle of a change"
@@ -66,7 +66,7 @@ def test_keys_that_an_issuer_withdraws_end_after_one_refresh_interval(pkis: dict
         assert time.monotonic() - began > 1, "not at once"
         assert sentences(post(running, cached), 401) == INVALID
         assert sentences(post(running, fresh), 401) == INVALID
-        fake.says(Reply(key_set(*fake.keys)))
+        fake.says(Reply(body=key_set(*fake.keys)))
         eventually(lambda: post(running, fresh).status_code == 400)
 
 
@@ -75,7 +75,7 @@ def test_keys_end_in_time_also_when_the_issuer_goes_down_after_it_withdrew_them(
         token = fake.token()
         assert post(running, token).status_code == 400
         asked = fake.asked
-        fake.says(Reply(b'{"keys": []}'))
+        fake.says(Reply(body=b'{"keys": []}'))
         eventually(lambda: fake.asked > asked)
         fake.says(Reply(status=503))
         eventually(lambda: post(running, token).status_code == 401)
@@ -86,9 +86,9 @@ def test_keys_stay_when_the_issuer_publishes_them_again_within_the_interval(pkis
         token = fake.token()
         assert post(running, token).status_code == 400
         asked = fake.asked
-        fake.says(Reply(b'{"keys": []}'))
+        fake.says(Reply(body=b'{"keys": []}'))
         eventually(lambda: fake.asked > asked)
-        fake.says(Reply(key_set(*fake.keys)))
+        fake.says(Reply(body=key_set(*fake.keys)))
         asked = fake.asked
         until = time.monotonic() + 4
         while time.monotonic() < until:

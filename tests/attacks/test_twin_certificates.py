@@ -24,10 +24,8 @@ from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.pki import PKI, SUB_CA2, StatusURLs, build_certificate
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
-from tests.server.external.scripted_server import Reply as Answer
-from tests.server.external.scripted_server import ScriptedServer, scripted_server
+from tests.scripted_server import Reply, Scripted, scripted
 from tests.server.trust.revocation.made import crl, serve_crl
-from tests.server.trust.revocation.servers import Reply, Server, http_server
 from tests.world import AT, Pool, new_emaid, start
 from tests.x509.made import twin
 
@@ -35,13 +33,13 @@ UNRESOLVED = "The pool does not know yet which CA a fingerprint in its configura
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with http_server() as running:
+def server() -> Iterator[Scripted]:
+    with scripted() as running:
         yield running
 
 
 @pytest.fixture
-def pki(server: Server) -> PKI:
+def pki(server: Scripted) -> PKI:
     """A PKI none of whose certificates names an address, so that the configured list is all there is."""
     return PKI.generate(AT)
 
@@ -57,7 +55,7 @@ def put(pool: Pool, signer: PKI) -> httpx.Response:
 
 
 @contextmanager
-def watching(pki: PKI, server: Server, path: str, **options: Any) -> Iterator[Pool]:
+def watching(pki: PKI, server: Scripted, path: str, **options: Any) -> Iterator[Pool]:
     """A pool that has a CRL configured for the provisioning service's sub-CA, by fingerprint."""
     fingerprint = pki.cps_sub2.certificate.fingerprint
     with start({"iso2": pki}, crl_urls={fingerprint: server.url + path}, **options) as pool:
@@ -92,7 +90,7 @@ def test_openssl_accepts_the_twin(pki: PKI, tmp_path: Path) -> None:
     assert done.stdout.strip() == "twin.pem: OK", done
 
 
-def test_a_revoked_service_is_refused_as_signed_and_under_a_twin(pki: PKI, server: Server) -> None:
+def test_a_revoked_service_is_refused_as_signed_and_under_a_twin(pki: PKI, server: Scripted) -> None:
     serve_crl(server, "/revoked.crl", crl(pki.cps_sub2, pki.cps.certificate))
     with watching(pki, server, "/revoked.crl") as pool:
         for signer in (pki, with_twin(pki), pki):
@@ -102,7 +100,7 @@ def test_a_revoked_service_is_refused_as_signed_and_under_a_twin(pki: PKI, serve
         assert pool.sql("select count(*) from contract") == [(0,)]
 
 
-def test_without_the_list_both_are_unavailable(pki: PKI, server: Server) -> None:
+def test_without_the_list_both_are_unavailable(pki: PKI, server: Scripted) -> None:
     with watching(pki, server, "/not-there.crl") as pool:
         for signer in (pki, with_twin(pki)):
             answer = put(pool, signer)
@@ -110,7 +108,7 @@ def test_without_the_list_both_are_unavailable(pki: PKI, server: Server) -> None
             assert "cannot be established now" in answer.text
 
 
-def test_a_twin_that_comes_before_the_ca_was_ever_seen_does_not_pass(pki: PKI, server: Server) -> None:
+def test_a_twin_that_comes_before_the_ca_was_ever_seen_does_not_pass(pki: PKI, server: Scripted) -> None:
     serve_crl(server, "/first.crl", crl(pki.cps_sub2, pki.cps.certificate))
     with watching(pki, server, "/first.crl") as pool:
         answer = put(pool, with_twin(pki))
@@ -124,7 +122,7 @@ def test_a_twin_that_comes_before_the_ca_was_ever_seen_does_not_pass(pki: PKI, s
         assert put(pool, with_twin(pki)).status_code == 400
 
 
-def test_a_ca_in_the_trust_store_is_known_before_any_message(pki: PKI, server: Server) -> None:
+def test_a_ca_in_the_trust_store_is_known_before_any_message(pki: PKI, server: Scripted) -> None:
     serve_crl(server, "/known.crl", crl(pki.cps_sub2, pki.cps.certificate))
     with watching(pki, server, "/known.crl") as pool:
         known_ca(pool, pki.cps_sub2.certificate)
@@ -132,7 +130,7 @@ def test_a_ca_in_the_trust_store_is_known_before_any_message(pki: PKI, server: S
         assert "was revoked at" in answer.text
 
 
-def test_which_ca_a_fingerprint_means_outlasts_a_restart(pki: PKI, server: Server) -> None:
+def test_which_ca_a_fingerprint_means_outlasts_a_restart(pki: PKI, server: Scripted) -> None:
     serve_crl(server, "/kept.crl", crl(pki.cps_sub2))
     with watching(pki, server, "/kept.crl") as pool:
         assert put(pool, pki).status_code == 201
@@ -144,7 +142,7 @@ def test_which_ca_a_fingerprint_means_outlasts_a_restart(pki: PKI, server: Serve
             assert put(again, with_twin(pki)).status_code == 400
 
 
-def test_a_twin_of_a_sound_chain_is_a_valid_certificate(pki: PKI, server: Server) -> None:
+def test_a_twin_of_a_sound_chain_is_a_valid_certificate(pki: PKI, server: Scripted) -> None:
     serve_crl(server, "/sound.crl", crl(pki.cps_sub2))
     with watching(pki, server, "/sound.crl") as pool:
         assert put(pool, pki).status_code == 201
@@ -162,7 +160,7 @@ def test_a_twin_of_a_sound_chain_is_a_valid_certificate(pki: PKI, server: Server
 
 
 @pytest.mark.parametrize("algorithm", ["P-256", "P-521"])
-def test_a_renewed_ca_certificate_is_the_same_issuer(algorithm: Any, server: Server) -> None:
+def test_a_renewed_ca_certificate_is_the_same_issuer(algorithm: Any, server: Scripted) -> None:
     """Not a twin but another certificate of the CA: later validity, same name and key."""
     pki = PKI.generate(AT, algorithm=algorithm)
     renewed = _renewed(pki)
@@ -177,7 +175,7 @@ def test_a_renewed_ca_certificate_is_the_same_issuer(algorithm: Any, server: Ser
             assert "was revoked at" in answer.text
 
 
-def test_sha256_requests_go_by_the_issuer_too(server: Server) -> None:
+def test_sha256_requests_go_by_the_issuer_too(server: Scripted) -> None:
     addressed = PKI.generate(AT, status_urls=lambda name: StatusURLs(ocsp=server.url + "/ocsp"))
     bodies: list[bytes] = []
 
@@ -185,7 +183,7 @@ def test_sha256_requests_go_by_the_issuer_too(server: Server) -> None:
         bodies.append(request.body)
         return Reply(status=404)
 
-    server.answers["/ocsp"] = answering
+    server.on("/ocsp", answering)
     fingerprint = addressed.cps_sub2.certificate.fingerprint
     with start({"iso2": addressed}, ocsp_sha256=(fingerprint,), egress_allow_networks=("127.0.0.0/8",)) as pool:
         known_ca(pool, addressed.cps_sub2.certificate)
@@ -199,13 +197,13 @@ def test_sha256_requests_go_by_the_issuer_too(server: Server) -> None:
 
 
 @pytest.fixture
-def pki_service() -> Iterator[ScriptedServer]:
-    with scripted_server() as fake:
-        fake.answers["/pki/revokeCertificate"] = Answer(200)
+def pki_service() -> Iterator[Scripted]:
+    with scripted() as fake:
+        fake.on("/pki/revokeCertificate", Reply(200))
         yield fake
 
 
-def test_a_contract_under_a_twin_of_an_operator_ca_is_revoked_on_delete(pki: PKI, pki_service: ScriptedServer) -> None:
+def test_a_contract_under_a_twin_of_an_operator_ca_is_revoked_on_delete(pki: PKI, pki_service: Scripted) -> None:
     sub2, sub1 = pki.emsp_sub2.certificate, pki.emsp_sub1.certificate
     sends_twin = replace(pki, emsp_sub2=replace(pki.emsp_sub2, certificate=twin(sub2)))
     cas = (sub2.fingerprint,)
@@ -214,11 +212,11 @@ def test_a_contract_under_a_twin_of_an_operator_ca_is_revoked_on_delete(pki: PKI
         answer = pool.emsp.delete(f"/signedcontractdata/{contract.emaid}")
         assert answer.status_code == 503, answer.text
         assert UNRESOLVED in answer.text
-        assert (pool.stored(contract.emaid), pki_service.calls) == (1, [])
+        assert (pool.stored(contract.emaid), pki_service.received) == (1, [])
         known_ca(pool, sub2, AnchorRole.EMSP)
         _until(lambda: pool.emsp.delete(f"/signedcontractdata/{contract.emaid}"), 200)
         assert pool.stored(contract.emaid) == 0
-        assert len(pki_service.calls) == 1
+        assert len(pki_service.received) == 1
     assert sub1.issuer_name != sub2.issuer_name
 
 

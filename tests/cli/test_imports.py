@@ -81,8 +81,11 @@ def test_command_imports_only_allowed_packages(command: tuple[str, ...]) -> None
 
 
 def _is_of_the_environment(name: str) -> bool:
-    """Modules that the installation imports into every process, and those that are named for the platform."""
-    return name in {"__main__", "__mp_main__", "_distutils_hack", "sitecustomize"} or name.startswith(
+    """Modules that the installation imports into every process, and those that are named for the platform.
+
+    rich imports attrs where another package has brought it.
+    """
+    return name in {"__main__", "__mp_main__", "_distutils_hack", "attr", "sitecustomize"} or name.startswith(
         ("_sysconfigdata", "__editable__")
     )
 

@@ -58,6 +58,12 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
         {"emaid": "x", "metaData": "für später", "certificateInstallationRes": b64(data).decode()}, ensure_ascii=False
     ).encode(),
     "body of a POST": lambda data: json.dumps({"certificateInstallationReq": b64(data).decode()}, indent=1).encode(),
+    "XML": lambda data: exi.to_xml(exi.decode(data)),
+    "XML in UTF-16": lambda data: exi.to_xml(exi.decode(data)).partition(b"?>")[2].decode().encode("utf-16"),
+    "Base64 of XML": lambda data: base64.encodebytes(exi.to_xml(exi.decode(data))),
+    "body of a PUT with XML": lambda data: json.dumps(
+        {"signedContractDataXML": b64(exi.to_xml(exi.decode(data))).decode()}
+    ).encode(),
     "answer of a POST": lambda data: json.dumps(
         {"signedContractDataCollection": [{"certificateInstallationRes": b64(data).decode()}]}
     ).encode(),
@@ -81,6 +87,31 @@ def test_exi_encode_restores_the_same_bytes(messages: dict[str, bytes], folder: 
     assert ccp_ok("exi", "encode", "message.json", "--to", "binary").out_bytes == data
     assert ccp_ok("exi", "encode", "message.json").out == b64(data).decode() + "\n"
     assert ccp_ok("exi", "encode", "message.json", "--to", "hex").out == data.hex() + "\n"
+
+
+@pytest.mark.parametrize("kind", ["iso2 response", "iso2 request", "iso20 response", "iso20 request", "ed448 response"])
+def test_exi_decode_prints_xml_that_encode_reads(messages: dict[str, bytes], kind: str) -> None:
+    data = messages[kind]
+    printed = ccp_ok("exi", "decode", "-", "--xml", stdin=data).out_bytes
+    assert exi.from_xml(printed) == exi.decode(data)
+    assert len(printed.splitlines()) > 20
+    assert ccp_ok("exi", "encode", "-", "--to", "binary", stdin=printed).out_bytes == data
+    compact = exi.to_xml(exi.decode(data))
+    assert ccp_ok("exi", "encode", "-", "--to", "binary", stdin=compact).out_bytes == data
+    assert ccp_error("exi", "encode", "-", stdin=compact[:-1]).startswith(
+        "not well-formed XML (unclosed token) at line 1"
+    )
+
+
+def test_exi_decode_prints_no_character_that_controls_a_terminal() -> None:
+    name = "CN=\u202egnp\u0085\x7fä\r\n<&>"
+    roots = (exi.iso2.X509IssuerSerial(name, 1),)
+    message = exi.iso2.V2G_Message(
+        exi.iso2.Header(b"1"), exi.iso2.CertificateInstallationReq("ID1", b"certificate", roots)
+    )
+    printed = ccp_ok("exi", "decode", "-", "--xml", stdin=exi.encode(message)).out_bytes
+    assert printed.replace(b"\n", b"").decode("ascii").isprintable()
+    assert exi.from_xml(printed) == message
 
 
 def test_exi_round_trip_of_the_published_example() -> None:
@@ -110,12 +141,12 @@ def test_exi_encode_refuses_summarised_certificates(messages: dict[str, bytes], 
         (b"\x01\xfe\x80\x01\x00\x00\x00\x01\x80", "V2GTP header (01FE)"),
         (b"hello", NOT_EXI),
         (b"\x00\x01\x02", "U+0000 at character 1"),
-        (b"\xff\xfe", "neither an EXI stream nor a text that holds one"),
+        (b"\xff\xfe", "neither an EXI stream nor a text that contains one"),
         ("gü==".encode(), NOT_EXI),
         (b"{", "a text that is not JSON"),
         (b'{"a": ' * 100_000, "a text that is not JSON"),
-        (b"{}", "JSON without certificateInstallationRes or certificateInstallationReq"),
-        (b'{"certificateInstallationRes": 5}', "JSON without certificateInstallationRes or certificateInstallationReq"),
+        (b"{}", "JSON without certificateInstallationRes, certificateInstallationReq or signedContractDataXML"),
+        (b'{"certificateInstallationRes": 5}', "JSON without certificateInstallationRes"),
         (b'{"certificateInstallationRes": "**"}', NOT_EXI),
         (b"8098", "at bit"),
         (b"\x80", "at bit"),

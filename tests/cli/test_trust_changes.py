@@ -16,7 +16,7 @@ from ccp.testing.pki import PKI
 from ccp.verify.trust_folder import load_trust_directory
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
-from tests.server.external.scripted_server import Call, Reply, ScriptedServer, json_answer, scripted_server
+from tests.scripted_server import Received, Reply, Scripted, json_reply, scripted
 from tests.server.trust.root_files import damaged, root, rsa_root, signed_by_another
 from tests.world import AT, b64
 
@@ -200,21 +200,21 @@ def test_trust_export_prints_one_role_as_pem(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def rcp() -> Iterator[ScriptedServer]:
-    with scripted_server() as fake:
+def rcp() -> Iterator[Scripted]:
+    with scripted() as fake:
         yield fake
 
 
-def lists(rcp: ScriptedServer, *certificates: Certificate, extra: tuple[Any, ...] = ()) -> None:
-    def answer(call: Call) -> Reply:
+def lists(rcp: Scripted, *certificates: Certificate, extra: tuple[Any, ...] = ()) -> None:
+    def answer(call: Received) -> Reply:
         assert call.headers["authorization"] == "Bearer a token"
         entries = [{"caCertificate": b64(one.der), "rootTypeList": ["V2G"]} for one in certificates]
-        return json_answer({"rootCertificateCollection": [*entries, *extra]})
+        return json_reply({"rootCertificateCollection": [*entries, *extra]})
 
-    rcp.answers["/opnc/v1/rcp/rootcertificates"] = answer
+    rcp.on("/opnc/v1/rcp/rootcertificates", answer)
 
 
-def test_trust_sync_reports_added_delisted_and_unusable_roots(run: Run, rcp: ScriptedServer) -> None:
+def test_trust_sync_reports_added_delisted_and_unusable_roots(run: Run, rcp: Scripted) -> None:
     settings = {"rcp_url": rcp.url + "/opnc/v1/rcp", "rcp_token": "a token"}
     one, two = root("One"), root("\x1b[31mTwo")
     lists(rcp, one, two)
@@ -240,8 +240,8 @@ def test_trust_sync_reports_added_delisted_and_unusable_roots(run: Run, rcp: Scr
     assert [entry["fingerprint"] for entry in listed(run)] == [one.fingerprint]
 
 
-def test_trust_sync_failure_changes_nothing(run: Run, rcp: ScriptedServer) -> None:
-    rcp.answers["*"] = Reply(500)
+def test_trust_sync_failure_changes_nothing(run: Run, rcp: Scripted) -> None:
+    rcp.on("*", Reply(500))
     status, out, err = run("trust", "sync", rcp_url=rcp.url)
     assert (status, out) == (1, "")
     assert err == "ccp: The Root Certificate Pool answered 500; nothing was changed.\n"

@@ -14,8 +14,9 @@ from ccp.server.storage.queries import webhooks
 from ccp.testing.pki import PKI
 from tests.databases import NOT_HERE, Server, binaries, sql
 from tests.durability.load import Partner, acknowledged, check_accounts, serving, working
-from tests.server.events.receiver import receiving, until, webhook
+from tests.server.events.receiver import receiving, webhook
 from tests.server.storage.made import new_database, write
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_killed_pool_loses_no_acknowledged_change(url: str, pkis: dict[str, PKI]
             for again in (True, True, False):
                 until_more(partners, 25)
                 if not again:  # Three short runs may be too short to send much.
-                    until(lambda: len(receiver.at("/well")) > 10)
+                    wait_until(lambda: len(receiver.asked("/well")) > 10)
                 served.kill()
                 if again:
                     served.start()
@@ -67,7 +68,7 @@ def test_killed_pool_loses_no_acknowledged_change(url: str, pkis: dict[str, PKI]
         assert set(answers) <= {"200", "201", "503", "ReadError", "RemoteProtocolError", "WriteError"}, answers
         # Events match the changes, and a delivery that a webhook has accepted is not lost with the server.
         known = {row[0]: row[1] for row in sql(url, "select event_id, state from delivery")}
-        arrived = {sent.event["eventId"] for sent in receiver.sent}
+        arrived = {sent.event["eventId"] for sent in receiver.received}
         assert arrived <= set(known)
         assert {event_id for event_id, state in known.items() if state == "delivered"} <= arrived
     if url.startswith("sqlite"):

@@ -113,6 +113,12 @@ class Judge:
         text: str = self._call(namespace, "decode_stream", self.InputStream(encoded))
         return text
 
+    def encode_xml(self, document: bytes, namespace: str) -> bytes:
+        """The EXI of an XML document, after a first `decode` or `xml` of this namespace."""
+        return bytes(
+            self._call(namespace, "encode", self.InputStream(document), self.grammars[namespace]).toByteArray()
+        )
+
     def encode(self, text: str, namespace: str) -> bytes:
         """After a first `decode` of this namespace."""
         value = self._call(namespace, "unmarshallJSONToMessage", text)

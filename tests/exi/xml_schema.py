@@ -44,8 +44,12 @@ def _schema(edition: str) -> Any:
 
 def violations(edition: str, message: bytes) -> list[str]:
     """What the schema of an edition ("iso2" or "iso20") has against a message (EXI)."""
+    return problems(edition, judging.judge().xml(message, _NAMESPACES[edition]).encode())
+
+
+def problems(edition: str, document: bytes) -> list[str]:
+    """What the schema of an edition has against a message (XML)."""
     from lxml import etree
 
     schema = _schema(edition)
-    document = etree.fromstring(judging.judge().xml(message, _NAMESPACES[edition]).encode())
-    return [] if schema.validate(document) else [str(entry) for entry in schema.error_log]
+    return [] if schema.validate(etree.fromstring(document)) else [str(entry) for entry in schema.error_log]

@@ -88,9 +88,42 @@ def test_a_relative_path_of_the_environment_or_the_command_line_stays(
     assert settings.load(path).database == "sqlite:///ccp.db"
 
 
-def test_an_unknown_setting_of_a_file_is_refused_by_name(folder: Path) -> None:
-    assert refusal(written(folder, "prot = 8020\n")).startswith("prot: Extra inputs are not permitted")
-    assert refusal(written(folder, "[server]\nport = 8020\n")).startswith("server: ")
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("prot = 8020\n", "prot is not a setting; did you mean port?"),
+        ("Data_base = 'x'\n", "Data_base is not a setting; did you mean database?"),
+        ("rcp_uri = 'https://rcp.example'\n", "rcp_uri is not a setting; did you mean rcp_url?"),
+        ("[rcp]\nuri = 'https://rcp.example'\n", "rcp_uri is not a setting; did you mean rcp_url?"),
+        ("[server]\nport = 8020\n", "server is not a setting. `ccp config --explain` lists all settings."),
+    ],
+    ids=["swapped", "written_differently", "service", "table_of_a_service", "unlike_any"],
+)
+def test_load_refuses_an_unknown_name_of_the_file(folder: Path, text: str, sentence: str) -> None:
+    assert refusal(written(folder, text)) == sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("CCP_DATABSE", "The environment variable CCP_DATABSE is not a setting; did you mean CCP_DATABASE?"),
+        ("ccp_worker", "The environment variable ccp_worker is not a setting; did you mean CCP_WORKERS?"),
+        ("CCP_PCP_TOKN", "The environment variable CCP_PCP_TOKN is not a setting; did you mean CCP_PCP_TOKEN?"),
+        ("CCP_PORT_8020_TCP", "The environment variable CCP_PORT_8020_TCP is not a setting. `ccp config --explain` "
+         "lists all settings."),
+    ],
+)  # fmt: skip
+def test_load_refuses_an_unknown_environment_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, sentence: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    assert refusal() == sentence
+
+
+def test_load_takes_variables_that_are_no_settings_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CCP_PEER_SECRET", "CCPX_DATABSE", "MY_CCP_PORT"):
+        monkeypatch.setenv(name, "1")
+    assert settings.load().port == 8020
 
 
 @pytest.mark.parametrize(
@@ -121,7 +154,7 @@ def test_load_reports_every_invalid_value(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("CCP_PORT", "x")
     with pytest.raises(ConfigurationError) as caught:
         settings.load(written(folder, "workers = 0\nodd = 1\n"))
-    assert sorted(message.split(":")[0] for message in caught.value.messages) == ["odd", "port", "workers"]
+    assert sorted(message.split()[0].rstrip(":") for message in caught.value.messages) == ["odd", "port", "workers"]
 
 
 def test_load_reports_an_unreadable_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

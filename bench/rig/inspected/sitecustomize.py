@@ -37,6 +37,6 @@ def _answer(connection):
     os._exit(0)
 
 
-_folder = os.environ.get("CCP_INSPECTED")
+_folder = os.environ.get("OPNC_CCP_INSPECTED")
 if _folder and "-m" not in sys.orig_argv[1:3]:
     threading.Thread(target=_listen, args=(_folder,), daemon=True).start()

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from ccp.cli.output import ConfigOption, JsonOption, YesOption, confirm, print_json, print_line
 from ccp.errors import ConfigurationError
+from ccp.schemas.timestamps import rfc3339
 from ccp.server import settings
 from ccp.server.access import token_keys
 from ccp.server.audit.actor import command_actor
@@ -63,6 +64,7 @@ def restore(
         Path | None, typer.Option(help="Audit export made after the backup, to list what the restore undoes.")
     ] = None,
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Restore the SQLite database from a backup. The pool must be stopped; the old database is kept.
 
@@ -84,6 +86,11 @@ def restore(
             export = (part for part in read_export(lines) if isinstance(part, AuditRow))
         done = copies.restore(url, file, now, entry=entry, key=key, replace=replace, export=export)
     checked = done.checked
+    if done.problem is not None:
+        print_line(f"warning: {done.problem}.", err=True)
+    if as_json:
+        print_json(_members(schema.sqlite_file(url), done))
+        return
     print_line(f"{schema.sqlite_file(url)}: {checked.contracts:,} variants, schema {checked.revision}, checked.")
     if done.aside is not None:
         print_line(f"The old database is kept as {done.aside}.")
@@ -98,8 +105,6 @@ def restore(
 
 def _print_undone(done: copies.Restored) -> None:
     """Print the changes that the operator may have to repeat."""
-    if done.problem is not None:
-        print_line(f"warning: {done.problem}.", err=True)
     undone = done.undone
     if undone is None:
         print_line(
@@ -119,6 +124,28 @@ def _print_undone(done: copies.Restored) -> None:
             print_line(f"  and {len(undone.rows) - _MAX_LISTED} more")
     if undone.counted:
         print_line(f"Also: {', '.join(f'{number:,} {action}' for action, number in sorted(undone.counted.items()))}.")
+
+
+def _members(database: Path, done: copies.Restored) -> dict[str, Any]:
+    undone = done.undone
+    return {
+        "file": str(database),
+        "variants": done.checked.contracts,
+        "schema": done.checked.revision,
+        "needs_upgrade": not schema_version.is_enough(done.checked.revision),
+        "old_database": None if done.aside is None else str(done.aside),
+        "keys_revoked": done.keys,
+        "undone": None
+        if undone is None
+        else {
+            "diverged": undone.diverged,
+            "rows": [
+                {"at": rfc3339(row.when), "actor": row.actor, "action": row.action, "subject": row.subject}
+                for row in sorted(undone.rows, key=lambda row: (row.at, row.lane, row.number))
+            ],
+            "counted": dict(undone.counted),
+        },
+    }
 
 
 def _line(row: AuditRow) -> str:

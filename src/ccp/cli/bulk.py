@@ -158,6 +158,7 @@ def export_contracts(
     wmi: Annotated[list[str], typer.Option(help="Only vehicles of this maker; repeatable.")] = [],  # noqa: B006
     namespace: Annotated[list[str], typer.Option(help="Only messages of this namespace; repeatable.")] = [],  # noqa: B006
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write every variant of every contract as JSON Lines that PUT and `ccp import` accept.
 
@@ -165,6 +166,8 @@ def export_contracts(
     """
     from ccp.server.bulk import exporter
 
+    if as_json and target == "-":
+        raise ConfigurationError("--json needs a file; without one, standard output is the export.")
     wanted = exporter.ExportFilter(
         frozenset(map(ProviderId.parse, provider_id)),
         frozenset(map(WMI.parse, wmi)),
@@ -175,4 +178,7 @@ def export_contracts(
         return await exporter.export(store, target, wanted)
 
     count = with_store(config, run)
-    print_line(f"{count:,} lines.", err=True)
+    if as_json:
+        print_json({"file": target, "lines": count})
+    else:
+        print_line(f"{count:,} lines.", err=True)

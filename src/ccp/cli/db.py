@@ -14,9 +14,12 @@ app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()
-def upgrade(config: ConfigOption = None) -> None:
+def upgrade(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Upgrade the database to the schema of this release; create it if there is none."""
     before, after = schema.upgrade(settings.load(config).database)
+    if as_json:
+        print_json({"before": before, "after": after})
+        return
     print_line(
         f"The schema is {after}." if before == after else f"The schema was {before or 'absent'} and is now {after}."
     )
@@ -39,6 +42,7 @@ def downgrade(
     to: Annotated[str, typer.Argument(help="Revision to go back to, or 'base' for an empty database.")],
     yes: YesOption = False,
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Revert migrations and delete the tables and columns that they added, with all their data.
 
@@ -52,7 +56,10 @@ def downgrade(
         yes=yes,
     )
     before, after = schema.downgrade(database, to)
-    print_line(f"The schema was {before} and is now {after or 'absent'}.")
+    if as_json:
+        print_json({"before": before, "after": after})
+    else:
+        print_line(f"The schema was {before} and is now {after or 'absent'}.")
 
 
 @app.command("citus-distribute")

@@ -69,6 +69,7 @@ def erase(
         "contracts": erased.contracts,
         "variants": erased.variants,
         "events": erased.events,
+        "deliveries": erased.deliveries,
         "evidence": erased.evidence + erased.watched,
         "audit_rows": erased.audit_rows,
         "vehicle": int(erased.vehicle),
@@ -91,7 +92,13 @@ def erase(
 
 def _print(erased: Erased, counts: dict[str, int], dry_run: bool) -> None:
     would = "would be erased" if dry_run else "erased"
-    words = ("contract(s)", "signed response(s)", "unsent event(s)", "entries of revocation evidence")
+    words = (
+        "contract(s)",
+        "signed response(s)",
+        "unsent event(s)",
+        "remembered deliveries",
+        "entries of revocation evidence",
+    )
     for count, word in zip(counts.values(), words, strict=False):
         print_line(f"{count:>4}  {word} {would}")
     print_line(f"{erased.audit_rows:>4}  audit row(s) {'would lose' if dry_run else 'lost'} their subject")

@@ -1,4 +1,4 @@
-"""Reads messages from files or standard input: as EXI, Base64 or hexadecimal, and from JSON bodies of the API."""
+"""Reads messages from files or standard input: as EXI, XML, Base64 or hexadecimal, and from JSON bodies of the APIs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ccp.errors import ConfigurationError, EXIError
-from ccp.exi.base64_text import V2GTP_START, message_bytes
+from ccp.exi import encode, from_xml
+from ccp.exi.base64_text import V2GTP_START, looks_like_xml, message_bytes
 
-_MEMBERS = ("certificateInstallationRes", "certificateInstallationReq")
+_MEMBERS = ("certificateInstallationRes", "certificateInstallationReq", "signedContractDataXML")
 _EXI_START = 0x80  # Distinguishing bits of the EXI header; no text starts with this byte.
 
 
@@ -26,22 +27,24 @@ def read_input(file: str) -> bytes:
 
 
 def exi_bytes(content: bytes) -> bytes:
-    """Extract the EXI stream from the content of a file in any of the formats above. Raises EXIError."""
+    """Extract the EXI stream from the content of a file in any of the formats above, or encode XML. Raises EXIError."""
     if content[:1] == bytes((_EXI_START,)):
         return content
+    if looks_like_xml(content):
+        return encode(from_xml(content))
     if content.startswith(V2GTP_START):
         raise EXIError("a message with its V2GTP header (01FE); remove these eight bytes")
     try:
         text = content.decode("utf-8").strip()
     except UnicodeDecodeError as exc:
-        raise EXIError("neither an EXI stream nor a text that holds one") from exc
+        raise EXIError("neither an EXI stream nor a text that contains one") from exc
     if text.startswith("{"):
-        return message_bytes(_member(text))
+        return message_bytes(_member(text), allow_xml=True)
     compact = re.sub(r"\s+", "", text)
     # Every message starts with the byte 80: "80…" in hexadecimal, "gJ…", "gB…" or "gC…" in Base64.
     if re.fullmatch(r"(80)([0-9A-Fa-f]{2})*", compact):
         return bytes.fromhex(compact)
-    return message_bytes(text)
+    return message_bytes(text, allow_xml=True)
 
 
 def _member(text: str) -> str:
@@ -50,7 +53,7 @@ def _member(text: str) -> str:
     except (ValueError, RecursionError) as exc:
         raise EXIError("a text that is not JSON") from exc
     if found is None:
-        raise EXIError(f"JSON without {' or '.join(_MEMBERS)}")
+        raise EXIError(f"JSON without {', '.join(_MEMBERS[:-1])} or {_MEMBERS[-1]}")
     return found
 
 

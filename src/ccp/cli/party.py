@@ -138,10 +138,7 @@ def edit(
         return (await register.edit((await register.get_by_name(name)).client_id, change, _command(), at)).party
 
     party = _with_register(config, write)
-    if as_json:
-        print_json(party.members())
-    else:
-        print_line(f"{party.client_id} is changed.")
+    _print_party(party, "changed", as_json=as_json)
 
 
 @app.command()
@@ -155,23 +152,23 @@ def roles(as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def disable(name: Named, config: ConfigOption = None) -> None:
+def disable(name: Named, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Disable a party. Running workers refuse its tokens within seconds. Its ids stay reserved."""
 
     async def write(register: PartyRegistry, at: datetime) -> Party:
         return (await register.disable((await register.get_by_name(name)).client_id, _command(), at)).party
 
-    print_line(f"{_with_register(config, write).client_id} is disabled.")
+    _print_party(_with_register(config, write), "disabled", as_json=as_json)
 
 
 @app.command()
-def enable(name: Named, config: ConfigOption = None) -> None:
+def enable(name: Named, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Enable a party. Its secrets, and tokens that have not expired, are valid again."""
 
     async def write(register: PartyRegistry, at: datetime) -> Party:
         return (await register.enable((await register.get_by_name(name)).client_id, _command(), at)).party
 
-    print_line(f"{_with_register(config, write).client_id} is enabled.")
+    _print_party(_with_register(config, write), "enabled", as_json=as_json)
 
 
 @app.command("rotate-secret")
@@ -216,6 +213,13 @@ def _with_register(config: Path | None, use: Callable[[PartyRegistry, datetime],
 
 def _command() -> Actor:
     return Actor(command_actor())
+
+
+def _print_party(party: Party, state: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(party.members())
+    else:
+        print_line(f"{party.client_id} is {state}.")
 
 
 def _print_secret(party: Party, secret: str) -> None:

@@ -77,10 +77,7 @@ def add(
     now = datetime.now(UTC)
     entry = Entry(now, command_actor(), Action.PEER_ADDED, {"peer": party_id, "base_url": base_url})
     _write(config, with_audit(peers.add(peer, now), lambda _: [entry]))
-    if as_json:
-        print_json(_members(peer))
-    else:
-        print_line(f"{party_id} is a peer. Test it with 'ccp peer test {party_id}'.")
+    _print_peer(peer, f"{party_id} is a peer. Test it with 'ccp peer test {party_id}'.", as_json=as_json)
 
 
 @app.command("list")
@@ -162,10 +159,7 @@ def edit(
         return replace(peer, **values, **sets)
 
     peer = _edit(config, party_id, change)
-    if as_json:
-        print_json(_members(peer))
-    else:
-        print_line(f"{party_id} is changed.")
+    _print_peer(peer, f"{party_id} is changed.", as_json=as_json)
 
 
 @app.command("rotate-secret")
@@ -173,6 +167,7 @@ def rotate_secret(
     party_id: PeerArgument,
     client_id: Annotated[str | None, typer.Option(help="Our client id there, if it is new.")] = None,
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Replace the client secret or token that the peer has given us; read as by `ccp peer add`."""
     secret = _read_secret()
@@ -182,12 +177,14 @@ def rotate_secret(
             return replace(peer, token=secret)
         return replace(peer, client_id=client_id or peer.client_id, secret=secret, token=None)
 
-    _edit(config, party_id, change)
-    print_line(f"The secret of {party_id} is replaced. Test it with 'ccp peer test {party_id}'.")
+    peer = _edit(config, party_id, change)
+    _print_peer(
+        peer, f"The secret of {party_id} is replaced. Test it with 'ccp peer test {party_id}'.", as_json=as_json
+    )
 
 
 @app.command("test")
-def call(party_id: PeerArgument, config: ConfigOption = None) -> None:
+def call(party_id: PeerArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Send a peer a malformed vehicle request: a pool that accepts our credentials refuses it as malformed."""
     peer = _get(config, party_id)
     routing = Routing(to_type="ccp", to_id=party_id)
@@ -196,27 +193,30 @@ def call(party_id: PeerArgument, config: ConfigOption = None) -> None:
         try:
             client.deliver(b"\0", Namespace.ISO2, routing=routing, timeout=seconds)
         except BadRequestError:
-            print_line(f"{party_id} answers, and accepts our vehicle requests.")
+            pass
         else:
             raise ConfigurationError(f"{party_id} accepts a malformed vehicle request; it is probably no pool.")
+    _print_peer(peer, f"{party_id} answers, and accepts our vehicle requests.", as_json=as_json)
 
 
 @app.command()
-def enable(party_id: PeerArgument, config: ConfigOption = None) -> None:
+def enable(party_id: PeerArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Enable a peer. Running workers follow within seconds."""
-    _edit(config, party_id, lambda peer: replace(peer, enabled=True), Action.PEER_ENABLED)
-    print_line(f"{party_id} is enabled.")
+    peer = _edit(config, party_id, lambda peer: replace(peer, enabled=True), Action.PEER_ENABLED)
+    _print_peer(peer, f"{party_id} is enabled.", as_json=as_json)
 
 
 @app.command()
-def disable(party_id: PeerArgument, config: ConfigOption = None) -> None:
+def disable(party_id: PeerArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Disable a peer: it is no longer asked. Running workers follow within seconds."""
-    _edit(config, party_id, lambda peer: replace(peer, enabled=False), Action.PEER_DISABLED)
-    print_line(f"{party_id} is disabled.")
+    peer = _edit(config, party_id, lambda peer: replace(peer, enabled=False), Action.PEER_DISABLED)
+    _print_peer(peer, f"{party_id} is disabled.", as_json=as_json)
 
 
 @app.command()
-def remove(party_id: PeerArgument, yes: YesOption = False, config: ConfigOption = None) -> None:
+def remove(
+    party_id: PeerArgument, yes: YesOption = False, config: ConfigOption = None, as_json: JsonOption = False
+) -> None:
     """Remove a peer and our credentials with it. Running workers follow within seconds."""
     confirm(f"Remove the peer {party_id}", yes=yes)
 
@@ -224,8 +224,15 @@ def remove(party_id: PeerArgument, yes: YesOption = False, config: ConfigOption 
         subject = {"peer": party_id, "base_url": peer.base_url}
         return [Entry(datetime.now(UTC), command_actor(), Action.PEER_REMOVED, subject)]
 
-    _write(config, with_audit(peers.remove(party_id), entries))
-    print_line(f"{party_id} is removed.")
+    peer = _write(config, with_audit(peers.remove(party_id), entries))
+    _print_peer(peer, f"{party_id} is removed.", as_json=as_json)
+
+
+def _print_peer(peer: Peer, sentence: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_members(peer))
+    else:
+        print_line(sentence)
 
 
 def _edit(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ccp.cli.output import console, print_line, print_styled
+from ccp.cli.output import JsonOption, console, print_json, print_line, print_styled
 
 
 def register(app: typer.Typer) -> None:
@@ -38,6 +38,7 @@ def sandbox(
     directory: Annotated[Path, typer.Argument(help="A new or empty directory.")],
     port: Annotated[int, typer.Option(help="Port of the sandbox's pool.")] = 8020,
     store: Annotated[bool, typer.Option("--store", help="Also publish the sample contracts.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Create a test PKI, parties with credentials, sample vehicles and contracts, and a configuration."""
     from ccp.server.sandbox.setup import create
@@ -45,6 +46,10 @@ def sandbox(
     base_url = f"http://127.0.0.1:{port}"
     with console().status("Creating keys and certificates …"):
         create(directory, base_url, datetime.now(UTC), store_samples=store)
+    if as_json:
+        files = {"config": str(directory / "ccp.toml"), "credentials": str(directory / "credentials.json")}
+        print_json({"directory": str(directory), "base_url": base_url, **files})
+        return
     for line in f"""The sandbox is in {directory}. Start its pool:
 
   ccp serve --config {directory}/ccp.toml

@@ -154,18 +154,25 @@ def remove(
     role: Annotated[AnchorRole | None, typer.Option(help="Only for this role.")] = None,
     yes: YesOption = False,
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Remove the trust in a certificate. Running workers follow within seconds."""
     named = Fingerprint.parse(fingerprint, "fingerprint")
     confirm(f"Remove the trust in {named}{f' for {role.value}' if role else ''}", yes=yes)
 
     async def change(store: Store) -> list[str]:
+        now = datetime.now(UTC)
+
         def tell(roles: list[str]) -> list[Entry]:
-            return [anchors.removed_entry(named, roles, command_actor(), datetime.now(UTC))]
+            return [anchors.removed_entry(named, roles, command_actor(), now)]
 
-        return await store.write(with_audit(anchors.remove(named, role.value if role else None), tell))
+        return await store.write(with_audit(anchors.remove(named, role.value if role else None, now=now), tell))
 
-    print_line(f"removed for {len(with_store(config, change))} role(s)")
+    roles = with_store(config, change)
+    if as_json:
+        print_json({"fingerprint": named, "removed": roles})
+    else:
+        print_line(f"removed for {len(roles)} role(s)")
 
 
 @app.command()
@@ -177,10 +184,13 @@ def export(
         AnchorRole | None, typer.Option(help="Only this role; without a directory, to standard output.")
     ] = None,
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the trusted certificates as PEM: one file each in v2g/, emsp/ and oem/, or one role to standard output."""
     if directory is None and role is None:
         raise ConfigurationError("Give a directory, or --role for one PEM on standard output.")
+    if directory is None and as_json:
+        raise ConfigurationError("--json needs a directory; without one, standard output is the PEM.")
     found = with_store(config, _read(role))
     if not found:
         raise ConfigurationError("No certificate is trusted; there is nothing to export.")
@@ -188,7 +198,11 @@ def export(
         for entry in found:
             print_exactly(Certificate.load(entry.certificate).pem().decode("ascii"))
         return
-    print_line(f"wrote {len(trust.export_certificates(found, directory))} file(s) to {directory}")
+    files = trust.export_certificates(found, directory)
+    if as_json:
+        print_json({"directory": str(directory), "files": [str(file.relative_to(directory)) for file in files]})
+    else:
+        print_line(f"wrote {len(files)} file(s) to {directory}")
 
 
 @app.command()
@@ -211,7 +225,8 @@ def sync(
         try:
             rcp = ExternalServices.from_settings(effective, outbound).root_pool
             assert rcp is not None, "rcp is set"
-            return await sync_roots(store, rcp, datetime.now(UTC), prune=prune, actor=command_actor())
+            now = datetime.now(UTC)
+            return await sync_roots(store, rcp, now, roles=effective.rcp_roles, prune=prune, actor=command_actor())
         finally:
             await outbound.close()
 

@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     file: Annotated[
-        str | None, typer.Argument(help="Message as EXI, Base64, hex or a JSON body of the API; - for stdin.")
+        str | None, typer.Argument(help="Message as EXI, XML, Base64, hex or a JSON body; - for stdin.")
     ] = None,
     emaid: Annotated[str | None, typer.Option(help="Instead of a file: the stored messages of this contract.")] = None,
     pcid: Annotated[str | None, typer.Option(help="Instead of a file: the stored messages for this vehicle.")] = None,

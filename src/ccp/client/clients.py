@@ -187,6 +187,7 @@ class Client(BaseClient):
         self._pool = httpcore.ConnectionPool(network_backend=self._timed, **options)
 
     deliver = _blocking(Operations.deliver)
+    get_15118_ev_certificate = _blocking(Operations.get_15118_ev_certificate)
     publish = _blocking(Operations.publish)
     dry_run = _blocking(Operations.dry_run)
     contracts_of_emaid = _blocking(Operations.contracts_of_emaid)
@@ -273,6 +274,7 @@ class AsyncClient(BaseClient):
         self._pool = httpcore.AsyncConnectionPool(network_backend=self._network_backend, **options)
 
     deliver = _awaitable(Operations.deliver)
+    get_15118_ev_certificate = _awaitable(Operations.get_15118_ev_certificate)
     publish = _awaitable(Operations.publish)
     dry_run = _awaitable(Operations.dry_run)
     contracts_of_emaid = _awaitable(Operations.contracts_of_emaid)

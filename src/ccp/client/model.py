@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -107,6 +108,55 @@ class NoContractResponse:
     def base64(self) -> str:
         """The message in Base64, as OCPP carries it."""
         return encode_base64(self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class EVCertificate:
+    """The pool's response to Get15118EVCertificate, which goes to the charging station.
+
+    status: Accepted or Failed. exi_response: the message for the vehicle in Base64, positive or negative; empty if the
+    pool could not read the vehicle's request. remaining_contracts: how many follow if the vehicle repeats its request
+    (OCPP 2.1, ISO 15118-20). reason_code, reason: why it failed.
+    """
+
+    status: str
+    exi_response: str
+    remaining_contracts: int | None = None
+    reason_code: str | None = None
+    reason: str | None = None
+    trace_id: str | None = None
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the message contains a contract."""
+        return self.status == "Accepted"
+
+    @property
+    def message(self) -> bytes:
+        """The message for the vehicle, EXI."""
+        return base64.b64decode(self.exi_response)
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The payload of Get15118EVCertificateResponse."""
+        found: dict[str, Any] = {
+            "status": self.status,
+            "exiResponse": self.exi_response,
+            "remainingContracts": self.remaining_contracts,
+        }
+        if self.reason_code is not None:
+            info = {"reasonCode": self.reason_code, "additionalInfo": self.reason}
+            found["statusInfo"] = {name: value for name, value in info.items() if value is not None}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The payload with names in snake case, as the package ocpp takes it."""
+        names = {"exiResponse": "exi_response", "remainingContracts": "remaining_contracts"}
+        found = {names.get(name, name): value for name, value in self.payload.items() if name != "statusInfo"}
+        if self.reason_code is not None:
+            found["status_info"] = {"reason_code": self.reason_code, "additional_info": self.reason}
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 import orjson
 
+from ccp.client import ocpp
 from ccp.client.model import (
     ContractState,
     Delivered,
     DryRunReport,
+    EVCertificate,
     NoContractResponse,
     SignedResponse,
     Withdrawn,
@@ -28,6 +30,7 @@ from ccp.errors import EXIError, FieldError
 from ccp.exi.base64_text import message_bytes
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.schemas.common import Routing, encode_base64
+from ccp.schemas.ocpp import IDEMPOTENCY_KEY, PATH
 
 T = TypeVar("T")
 
@@ -108,6 +111,37 @@ class Operations(ABC):
             return self._parse_delivery(response, edition)
 
         return self._call("POST", self.contracts_path, parse, routing, timeout, headers=headers, body=body)
+
+    def get_15118_ev_certificate(
+        self,
+        request: Mapping[str, Any],
+        *,
+        version: str | None = None,
+        broadcast: bool = True,
+        max_exi_response: int | None = None,
+        message_id: str | None = None,
+        routing: Routing | None = None,
+        timeout: float | None = DELIVER_TIMEOUT,
+    ) -> Call[EVCertificate]:
+        """Answer a charging station's Get15118EVCertificateRequest.
+
+        request: its payload, with the names of OCPP or in snake case. version: of the station's OCPP, 2.0.1 or 2.1, or
+        the name of its WebSocket subprotocol; by default 2.1 for a payload that only 2.1 allows, else 2.0.1. broadcast:
+        whether the pool may ask other pools. max_exi_response: characters of exiResponse that the station takes, if it
+        is not what its version says. message_id: of the station's message, the same if it is sent again: an
+        ISO 15118-20 vehicle with several contracts then gets the same one again.
+        """
+        return self._call(
+            "POST",
+            PATH,
+            ocpp.parse_certificate_response,
+            routing,
+            timeout,
+            base="",
+            query=ocpp.query(version, broadcast, max_exi_response),
+            headers={IDEMPOTENCY_KEY: ocpp.message_key(message_id)},
+            body=ocpp.request_payload(request),
+        )
 
     def publish(
         self,
@@ -278,9 +312,10 @@ class Operations(ABC):
         routing: Routing | None,
         timeout: float | None,
         *,
+        base: str | None = None,
         query: Mapping[str, str | None] | None = None,
         headers: Mapping[str, str] | None = None,
-        body: Mapping[str, str | None] | None = None,
+        body: Mapping[str, Any] | None = None,
         success: frozenset[int] = _OK,
         not_found_after_retry: T | None = None,
     ) -> Call[T]:
@@ -289,7 +324,7 @@ class Operations(ABC):
         sent = {**(self._routing_headers if routing is None else routing.headers()), **(headers or {})}
         if body is not None:
             sent["Content-Type"] = "application/json"
-        target = self.base + path + (f"?{parameters}" if parameters else "")
+        target = (self.base if base is None else base) + path + (f"?{parameters}" if parameters else "")
         return Call(method, target, parse, sent, content, success, timeout, not_found_after_retry)
 
 

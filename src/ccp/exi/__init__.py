@@ -11,6 +11,8 @@ offset and the element path. No I/O, and no dependency beside the standard libra
     True
     >>> exi.from_json(exi.to_json(message)) == message
     True
+    >>> exi.from_xml(exi.to_xml(message)) == message
+    True
     >>> exi.decode(data[:100])
     Traceback (most recent call last):
     ccp.errors.EXIError: the stream ends too early at bit 800 in ...
@@ -42,6 +44,7 @@ from ccp.exi.codec import (
     signed_info_fragment,
 )
 from ccp.exi.json import from_json, to_json
+from ccp.exi.xml import from_xml, to_xml
 
 __all__ = [
     "ISO2",
@@ -59,10 +62,12 @@ __all__ = [
     "encode_signed_info",
     "fragment",
     "from_json",
+    "from_xml",
     "message_bytes",
     "namespace_of",
     "parse",
     "replace_header_fields",
     "signed_info_fragment",
     "to_json",
+    "to_xml",
 ]

@@ -1,4 +1,4 @@
-"""EXI messages in Base64 text as partners send it, with an error that says what a wrong text looks like.
+"""Messages in Base64 text as partners send it, with an error that says what a wrong text looks like.
 
 ASCII white space is ignored anywhere in the text, because MIME and PEM tools wrap lines (RFC 2045 clause 6.8).
 Everything else is strict RFC 4648 clause 4: standard alphabet, padding, no bits beyond the last byte.
@@ -11,11 +11,16 @@ import re
 from typing import Final
 
 from ccp.errors import EXIError
+from ccp.exi.codec import encode
+from ccp.exi.xml import from_xml
 
 _EXI_START: Final = 0x80
 """First byte of every EXI message: distinguishing bits, no options, version 1. Source: W3C EXI 1.0 clause 5."""
 V2GTP_START: Final = b"\x01\xfe"
 """First two bytes of a V2GTP header: protocol version and its inverse. Source: ISO 15118-2 clause 7.8.3.1."""
+
+# First characters of an XML document in UTF-8 and UTF-16, with and without byte order mark.
+_XML: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*<|(?:\xff\xfe)?(?:\s\x00)*<\x00|(?:\xfe\xff)?(?:\x00\s)*\x00<")
 
 _WHITE_SPACE: Final = dict.fromkeys(b" \t\n\r\x0c\x0b")
 _ALPHABET: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
@@ -26,10 +31,11 @@ _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]+={0,2}", re.ASCII)
 _NOT: Final = "not Base64 (RFC 4648 clause 4)"
 
 
-def message_bytes(text: str) -> bytes:
+def message_bytes(text: str, *, allow_xml: bool = False) -> bytes:
     """Decode the Base64 text of an EXI message.
 
-    Raises EXIError if it is not Base64, or does not begin like an EXI message; the sentence says what it looks like.
+    allow_xml: the text may be the Base64 of an XML document instead, whose message is then encoded. Raises EXIError if
+    the text is not Base64, or does not begin like a message; the sentence says what it looks like.
     """
     try:
         found = _strict(text)
@@ -44,9 +50,16 @@ def message_bytes(text: str) -> bytes:
         raise EXIError(f"{_NOT}: {_problem(compact, text)}") from None
     if not found:
         raise EXIError("the text is empty")
+    if allow_xml and looks_like_xml(found):
+        return encode(from_xml(found))
     if found[0] != _EXI_START and (problem := _wrapping(compact, found)) is not None:
         raise EXIError(problem)
     return found
+
+
+def looks_like_xml(data: bytes) -> bool:
+    """Whether data begins like an XML document in an encoding that is read. No EXI message does."""
+    return _XML.match(data) is not None
 
 
 def _strict(text: str) -> bytes:
@@ -64,7 +77,7 @@ def _wrapping(compact: str, found: bytes) -> str | None:
         return f"the text looks like {hexadecimal}"
     if found.startswith(V2GTP_START):
         return "the text looks like Base64 of a message with its V2GTP header (01FE); leave out these eight bytes"
-    if found.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
+    if looks_like_xml(found):
         return "the text looks like Base64 of XML; an EXI message is expected"
     if found.startswith(b"\x1f\x8b"):
         return "the text looks like Base64 of gzip; an EXI message is expected"
@@ -92,7 +105,7 @@ def _problem(compact: str, text: str) -> str:
     """What a text that is not Base64 looks like. compact: the text without white space."""
     start = compact[:64].lstrip("\ufeff")
     if start.startswith("<"):
-        return "it looks like XML; an EXI message in Base64 is expected"
+        return "it looks like XML; a message in Base64 is expected"
     if start.startswith("{"):
         return "it looks like JSON; an EXI message in Base64 is expected"
     if start.startswith("-----BEGIN"):

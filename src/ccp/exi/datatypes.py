@@ -1,4 +1,7 @@
-"""The simple types of the messages with their JSON forms, and short constructors for declarations."""
+"""The simple types of the messages with their JSON and XML forms, and short constructors for declarations.
+
+`name` is the name of a type in its XML schema, as "{namespace}name".
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,11 @@ from ccp.exi.bits import CodecError
 from ccp.exi.schema import ATTRIBUTE, ELEMENT, REFUSED, TEXT, Alternative, ElementType, Particle, SimpleType
 
 _DECIMAL = re.compile(r"-?[0-9]{1,100}", re.ASCII)
+_SIGNED_DECIMAL = re.compile(r"([+-]?)0*([0-9]{1,100})", re.ASCII)
+_XML_WHITE_SPACE = " \t\n\r"
+_WITHOUT_WHITE_SPACE = str.maketrans("", "", _XML_WHITE_SPACE)
+_WHITE_SPACE = re.compile("[ \t\n\r]+")
+_XSD = "{http://www.w3.org/2001/XMLSchema}"
 
 
 def _same(value: Any) -> Any:
@@ -47,36 +55,76 @@ def _base64(value: Any, limit: int) -> bytes:
         raise CodecError("Base64 expected") from None
 
 
-def binary(limit: int) -> SimpleType:
+# Texts of XML documents. White space as the facet whiteSpace of the type says: `preserve` for xs:string and its
+# enumerations, `collapse` for all other types. Source: W3C XML Schema Part 2, clause 4.3.6.
+
+
+def _collapsed(value: str) -> str:
+    return _WHITE_SPACE.sub(" ", value.strip(_XML_WHITE_SPACE))
+
+
+def _decimal(value: str) -> int:
+    match = _SIGNED_DECIMAL.fullmatch(value.strip(_XML_WHITE_SPACE))
+    if match is None:
+        raise CodecError("an integer of at most 100 digits expected")
+    return -int(match[2]) if match[1] == "-" else int(match[2])
+
+
+def _hex_digits(value: str) -> bytes:
+    return _hex(value.strip(_XML_WHITE_SPACE), 0)
+
+
+def _spaced_base64(value: str) -> bytes:
+    """Base64, which may have white space between its characters."""
+    compact = value.translate(_WITHOUT_WHITE_SPACE)
+    found = _base64(compact, 0)
+    # binascii accepts superfluous padding and bits beyond the last byte; encoding the result again detects both.
+    if binascii.b2a_base64(found, newline=False) != compact.encode("ascii"):
+        raise CodecError("Base64 expected")
+    return found
+
+
+def binary(limit: int, name: str) -> SimpleType:
     """base64Binary of at most `limit` bytes. The limit holds when reading too: receivers have buffers of that size."""
     return SimpleType(
-        bits.read_binary, bits.pack_binary, lambda value: b64encode(value).decode("ascii"), _base64, limit, b""
+        bits.read_binary, bits.pack_binary, lambda value: b64encode(value).decode("ascii"), _base64, _spaced_base64,
+        name, limit, b"",
+    )  # fmt: skip
+
+
+def hexadecimal(limit: int, name: str) -> SimpleType:
+    """hexBinary of at most `limit` bytes."""
+    return SimpleType(
+        bits.read_binary, bits.pack_binary, lambda value: value.hex().upper(), _hex, _hex_digits, name, limit, b""
     )
 
 
-def hexadecimal(limit: int) -> SimpleType:
-    """hexBinary of at most `limit` bytes."""
-    return SimpleType(bits.read_binary, bits.pack_binary, lambda value: value.hex().upper(), _hex, limit, b"")
-
-
-def text(limit: int = bits.MAX_TEXT_CHARACTERS) -> SimpleType:
+def text(limit: int = bits.MAX_TEXT_CHARACTERS, name: str = _XSD + "string") -> SimpleType:
     """A string of at most `limit` characters when written. Reading accepts more, since no buffer here depends on it."""
-    return SimpleType(bits.read_text, bits.pack_text, _same, _text, limit, "")
+    return SimpleType(bits.read_text, bits.pack_text, _same, _text, _same, name, limit, "")
 
 
-def enumeration(names: tuple[str, ...]) -> SimpleType:
-    """An enumeration. names: its values in the order of the schema."""
-    return SimpleType(bits.read_enumeration, bits.pack_enumeration, _same, _text, names)
+def enumeration(values: tuple[str, ...], name: str) -> SimpleType:
+    """An enumeration. values: in the order of the schema."""
+    return SimpleType(bits.read_enumeration, bits.pack_enumeration, _same, _text, _same, name, values)
 
 
 TEXT_VALUE = text()
-NAME = TEXT_VALUE._replace(pack=bits.pack_name)
-INTEGER = SimpleType(bits.read_integer, bits.pack_integer, _same, _number, bits.MAX_INTEGER_BYTES)
-UNSIGNED_LONG = SimpleType(bits.read_unsigned_long, bits.pack_unsigned_long, _same, _number, 2**64 - 1)
-UNSIGNED_BYTE = SimpleType(bits.read_unsigned_byte, bits.pack_unsigned_byte, _same, _number, 255)
+# xs:ID and xs:anyURI, which occur in attributes only.
+TOKEN = TEXT_VALUE._replace(from_text=_collapsed)
+NAME = TOKEN._replace(pack=bits.pack_name)
+INTEGER = SimpleType(
+    bits.read_integer, bits.pack_integer, _same, _number, _decimal, _XSD + "integer", bits.MAX_INTEGER_BYTES
+)
+UNSIGNED_LONG = SimpleType(
+    bits.read_unsigned_long, bits.pack_unsigned_long, _same, _number, _decimal, _XSD + "unsignedLong", 2**64 - 1
+)
+UNSIGNED_BYTE = SimpleType(
+    bits.read_unsigned_byte, bits.pack_unsigned_byte, _same, _number, _decimal, _XSD + "unsignedByte", 255
+)
 
 
-def attribute(name: str, *, optional: bool = False, kind: SimpleType = TEXT_VALUE) -> Particle:
+def attribute(name: str, *, optional: bool = False, kind: SimpleType = TOKEN) -> Particle:
     """An attribute."""
     return Particle(ATTRIBUTE, (Alternative(name, kind),), optional)
 
@@ -86,9 +134,16 @@ def content(kind: SimpleType) -> Particle:
     return Particle(TEXT, (Alternative("value", kind),))
 
 
-def one(name: str, kind: SimpleType | ElementType, *, optional: bool = False) -> Particle:
-    """A single element."""
-    return Particle(ELEMENT, (Alternative(name, kind),), optional)
+def one(
+    name: str,
+    kind: SimpleType | ElementType,
+    *,
+    optional: bool = False,
+    namespace: str | None = None,
+    if_absent: Any = None,
+) -> Particle:
+    """A single element. namespace, if_absent: see `Particle`."""
+    return Particle(ELEMENT, (Alternative(name, kind),), optional=optional, namespace=namespace, if_absent=if_absent)
 
 
 def many(
@@ -108,6 +163,6 @@ def refused(name: str) -> Particle:
     return Particle(REFUSED, (Alternative(name, None),), optional=True)
 
 
-def wrapper(name: str, kind: SimpleType | ElementType, max_items: int) -> ElementType:
+def wrapper(type_name: str, name: str, kind: SimpleType | ElementType, max_items: int) -> ElementType:
     """An element that only contains a list. Its value is the tuple of the items."""
-    return ElementType(None, many(name, kind, max_items))
+    return ElementType(type_name, None, many(name, kind, max_items))

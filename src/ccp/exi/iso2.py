@@ -23,8 +23,9 @@ from ccp.exi.datatypes import (
     text,
     wrapper,
 )
-from ccp.exi.schema import ElementType
+from ccp.exi.schema import ElementType, SimpleType
 from ccp.exi.xmldsig import SIGNATURE, SIGNED_INFO, Signature
+from ccp.exi.xmldsig import XML_NAMESPACE as DSIG
 
 NAMESPACE = "urn:iso:15118:2:2013:MsgDef"
 FAULT_CODES = ("ParsingError", "NoTLSRootCertificatAvailable", "UnknownError")
@@ -117,41 +118,76 @@ class V2G_Message(NamedTuple):
     Body: CertificateInstallationReq | CertificateInstallationRes
 
 
-SESSION_ID = hexadecimal(8)
-CERTIFICATE = binary(800)
+# Namespaces of the XML schemas. The EMAIDs and the keys have a type of their own in MsgDataTypes, and so on; an element
+# is in the namespace of the type that declares it. Attributes are in the namespace of their type, those of xmldsig in
+# none.
+_MESSAGES, _HEADERS, _BODIES, TYPES = (
+    f"urn:iso:15118:2:2013:{name}" for name in ("MsgDef", "MsgHeader", "MsgBody", "MsgDataTypes")
+)
+XML_NAMESPACES = {"v2g": _MESSAGES, "header": _HEADERS, "body": _BODIES, "types": TYPES, "ds": DSIG}
+
+
+def _type(name: str) -> str:
+    return f"{{{TYPES}}}{name}"
+
+
+SESSION_ID = hexadecimal(8, _type("sessionIDType"))
+CERTIFICATE = binary(800, _type("certificateType"))
 MAX_ROOTS = 20
 
-_HEADER = ElementType(
-    Header,
-    one("SessionID", SESSION_ID),
-    one(
-        "Notification",
-        ElementType(Notification, one("FaultCode", enumeration(FAULT_CODES)), one("FaultMsg", text(64), optional=True)),
-        optional=True,
-    ),
-    one("Signature", SIGNATURE, optional=True),
+_NOTIFICATION = ElementType(
+    _type("NotificationType"),
+    Notification,
+    one("FaultCode", enumeration(FAULT_CODES, _type("faultCodeType"))),
+    one("FaultMsg", text(64, _type("faultMsgType")), optional=True),
 )
-ISSUER_SERIAL = ElementType(X509IssuerSerial, one("X509IssuerName", TEXT_VALUE), one("X509SerialNumber", INTEGER))
+_HEADER = ElementType(
+    f"{{{_HEADERS}}}MessageHeaderType",
+    Header,
+    # A provisioning service knows no session and leaves the element out in XML. The pool replaces its value.
+    one("SessionID", SESSION_ID, if_absent=b"\0"),
+    one("Notification", _NOTIFICATION, optional=True),
+    one("Signature", SIGNATURE, optional=True, namespace=DSIG),
+)
+ISSUER_SERIAL = ElementType(
+    f"{{{DSIG}}}X509IssuerSerialType",
+    X509IssuerSerial,
+    one("X509IssuerName", TEXT_VALUE),
+    one("X509SerialNumber", INTEGER),
+)
 _REQ = ElementType(
+    f"{{{_BODIES}}}CertificateInstallationReqType",
     CertificateInstallationReq,
     attribute("Id"),
     one("OEMProvisioningCert", CERTIFICATE),
-    one("ListOfRootCertificateIDs", wrapper("RootCertificateID", ISSUER_SERIAL, MAX_ROOTS)),
+    one(
+        "ListOfRootCertificateIDs",
+        wrapper(_type("ListOfRootCertificateIDsType"), "RootCertificateID", ISSUER_SERIAL, MAX_ROOTS),
+    ),
     positioned=True,
 )
 _CHAIN = ElementType(
+    _type("CertificateChainType"),
     CertificateChain,
     attribute("Id", optional=True),
     one("Certificate", CERTIFICATE),
-    one("SubCertificates", wrapper("Certificate", CERTIFICATE, 4), optional=True),
+    one("SubCertificates", wrapper(_type("SubCertificatesType"), "Certificate", CERTIFICATE, 4), optional=True),
     positioned=True,
 )
-_KEY = ElementType(ContractSignatureEncryptedPrivateKey, attribute("Id"), content(binary(48)), positioned=True)
-_DH = ElementType(DHpublickey, attribute("Id"), content(binary(65)), positioned=True)
-_EMAID = ElementType(EMAID, attribute("Id"), content(text(15)), positioned=True)
+
+
+def _with_id(cls: type[NamedTuple], kind: SimpleType) -> ElementType:
+    """An element with an Id and text. kind: type of the text, with the name of the element's type."""
+    return ElementType(kind.name, cls, attribute("Id"), content(kind), positioned=True)
+
+
+_KEY = _with_id(ContractSignatureEncryptedPrivateKey, binary(48, _type("ContractSignatureEncryptedPrivateKeyType")))
+_DH = _with_id(DHpublickey, binary(65, _type("DiffieHellmanPublickeyType")))
+_EMAID = _with_id(EMAID, text(15, _type("EMAIDType")))
 _RES = ElementType(
+    f"{{{_BODIES}}}CertificateInstallationResType",
     CertificateInstallationRes,
-    one("ResponseCode", enumeration(RESPONSE_CODES)),
+    one("ResponseCode", enumeration(RESPONSE_CODES, _type("responseCodeType"))),
     one("SAProvisioningCertificateChain", _CHAIN),
     one("ContractSignatureCertChain", _CHAIN),
     one("ContractSignatureEncryptedPrivateKey", _KEY),
@@ -160,6 +196,7 @@ _RES = ElementType(
 )
 # A body contains one of 35 messages, or none, which takes a code as well. Two of them are supported.
 _BODY = ElementType(
+    f"{{{_BODIES}}}BodyType",
     None,
     one_of(
         *[("another message", None)] * 5,
@@ -169,7 +206,7 @@ _BODY = ElementType(
         ("an empty body", None),
     ),
 )
-MESSAGE = ElementType(V2G_Message, one("Header", _HEADER), one("Body", _BODY))
+MESSAGE = ElementType(f"{{{_MESSAGES}}}", V2G_Message, one("Header", _HEADER), one("Body", _BODY))
 
 DOCUMENTS: dict[str, tuple[int, int, ElementType]] = {"V2G_Message": (76, 7, MESSAGE)}
 FRAGMENT_WIDTH, FRAGMENT_END = 8, 244

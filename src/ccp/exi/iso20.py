@@ -22,6 +22,7 @@ from ccp.exi.datatypes import (
 from ccp.exi.iso2 import ISSUER_SERIAL, MAX_ROOTS, SESSION_ID, X509IssuerSerial
 from ccp.exi.schema import ElementType
 from ccp.exi.xmldsig import SIGNATURE, SIGNED_INFO, Signature
+from ccp.exi.xmldsig import XML_NAMESPACE as DSIG
 
 NAMESPACE = "urn:iso:15118:20:2020:MsgDef"
 PROCESSING = ("Finished", "Ongoing", "Ongoing_WaitingForCustomerInteraction")
@@ -99,13 +100,34 @@ class CertificateInstallationRes(NamedTuple):
     RemainingContractCertificateChains: int
 
 
-CERTIFICATE = binary(1600)
-_SUB_CERTIFICATES = wrapper("Certificate", CERTIFICATE, 3)
+# Namespaces of the XML schemas, see `iso2`.
+_MESSAGES, _TYPES = (f"urn:iso:std:iso:15118:-20:{name}" for name in ("CommonMessages", "CommonTypes"))
+XML_NAMESPACES = {"v2g": _MESSAGES, "types": _TYPES, "ds": DSIG}
 
-_HEADER = ElementType(
-    Header, one("SessionID", SESSION_ID), one("TimeStamp", UNSIGNED_LONG), one("Signature", SIGNATURE, optional=True)
+
+def _type(name: str, namespace: str = _MESSAGES) -> str:
+    return f"{{{namespace}}}{name}"
+
+
+CERTIFICATE = binary(1600, _type("certificateType"))
+_SUB_CERTIFICATES = wrapper(_type("SubCertificatesType"), "Certificate", CERTIFICATE, 3)
+_SESSION_ID = SESSION_ID._replace(name=_type("sessionIDType", _TYPES))
+
+# The base types of all messages declare the header and the response code.
+_HEADER = one(
+    "Header",
+    ElementType(
+        _type("MessageHeaderType", _TYPES),
+        Header,
+        one("SessionID", _SESSION_ID),
+        one("TimeStamp", UNSIGNED_LONG),
+        one("Signature", SIGNATURE, optional=True, namespace=DSIG),
+    ),
+    namespace=_TYPES,
 )
+_RESPONSE_CODE = one("ResponseCode", enumeration(RESPONSE_CODES, _type("responseCodeType", _TYPES)), namespace=_TYPES)
 _OEM_CHAIN = ElementType(
+    _type("SignedCertificateChainType"),
     OEMProvisioningCertificateChain,
     attribute("Id"),
     one("Certificate", CERTIFICATE),
@@ -113,41 +135,60 @@ _OEM_CHAIN = ElementType(
     positioned=True,
 )
 _REQ = ElementType(
+    _type("CertificateInstallationReqType"),
     CertificateInstallationReq,
-    one("Header", _HEADER),
+    _HEADER,
     one("OEMProvisioningCertificateChain", _OEM_CHAIN),
-    one("ListOfRootCertificateIDs", wrapper("RootCertificateID", ISSUER_SERIAL, MAX_ROOTS)),
+    one(
+        "ListOfRootCertificateIDs",
+        wrapper(_type("ListOfRootCertificateIDsType", _TYPES), "RootCertificateID", ISSUER_SERIAL, MAX_ROOTS),
+    ),
     one("MaximumContractCertificateChains", UNSIGNED_BYTE),
-    one("PrioritizedEMAIDs", wrapper("EMAID", text(255), 8), optional=True),
+    one(
+        "PrioritizedEMAIDs",
+        wrapper(_type("EMAIDListType"), "EMAID", text(255, _type("identifierType", _TYPES)), 8),
+        optional=True,
+    ),
 )
 _CPS_CHAIN = ElementType(
-    CertificateChain, one("Certificate", CERTIFICATE), one("SubCertificates", _SUB_CERTIFICATES, optional=True)
+    _type("CertificateChainType"),
+    CertificateChain,
+    one("Certificate", CERTIFICATE),
+    one("SubCertificates", _SUB_CERTIFICATES, optional=True),
 )
 _CONTRACT_CHAIN = ElementType(
-    CertificateChain, one("Certificate", CERTIFICATE), one("SubCertificates", _SUB_CERTIFICATES)
+    _type("ContractCertificateChainType"),
+    CertificateChain,
+    one("Certificate", CERTIFICATE),
+    one("SubCertificates", _SUB_CERTIFICATES),
 )
 _SIGNED = ElementType(
+    _type("SignedInstallationDataType"),
     SignedInstallationData,
     attribute("Id"),
     one("ContractCertificateChain", _CONTRACT_CHAIN),
-    one("ECDHCurve", enumeration(CURVES)),
-    one("DHPublicKey", binary(133)),
+    one("ECDHCurve", enumeration(CURVES, _type("ecdhCurveType"))),
+    one("DHPublicKey", binary(133, _type("dhPublicKeyType"))),
     one_of(
-        ("SECP521_EncryptedPrivateKey", binary(94)),
-        ("X448_EncryptedPrivateKey", binary(84)),
-        ("TPM_EncryptedPrivateKey", binary(206)),
+        ("SECP521_EncryptedPrivateKey", binary(94, _type("secp521_EncryptedPrivateKeyType"))),
+        ("X448_EncryptedPrivateKey", binary(84, _type("x448_EncryptedPrivateKeyType"))),
+        ("TPM_EncryptedPrivateKey", binary(206, _type("tpm_EncryptedPrivateKeyType"))),
     ),
     positioned=True,
 )
 _RES = ElementType(
+    _type("CertificateInstallationResType"),
     CertificateInstallationRes,
-    one("Header", _HEADER),
-    one("ResponseCode", enumeration(RESPONSE_CODES)),
-    one("EVSEProcessing", enumeration(PROCESSING)),
+    _HEADER,
+    _RESPONSE_CODE,
+    one("EVSEProcessing", enumeration(PROCESSING, _type("processingType", _TYPES))),
     one("CPSCertificateChain", _CPS_CHAIN),
     one("SignedInstallationData", _SIGNED),
     # An element type and not a simple type, so that its position is reported and it can be replaced in stored messages.
-    one("RemainingContractCertificateChains", ElementType(None, content(UNSIGNED_BYTE), positioned=True)),
+    one(
+        "RemainingContractCertificateChains",
+        ElementType(UNSIGNED_BYTE.name, None, content(UNSIGNED_BYTE), positioned=True),
+    ),
 )
 
 DOCUMENTS: dict[str, tuple[int, int, ElementType]] = {

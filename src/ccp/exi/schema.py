@@ -20,14 +20,18 @@ END = -1
 class SimpleType(NamedTuple):
     """A simple type.
 
-    read: see `bits`. pack: see `bits`. to_json, from_json: conversion of values. limit: passed to read and pack. empty:
-    the value of an element without text, None if there is none.
+    read: see `bits`. pack: see `bits`. to_json, from_json: conversion of values. from_text: reads the value from the
+    text of an XML document, with the white space that the type allows; what `to_json` returns is such a text or a
+    number. name: of the type in the XML schema, as "{namespace}name". limit: passed to read and pack. empty: the value
+    of an element without text, None if there is none.
     """
 
     read: Callable[[bytes, int, int, Any], tuple[Any, int]]
     pack: Callable[[Any, Any], tuple[int, int]]
     to_json: Callable[[Any], Any]
     from_json: Callable[[Any, Any], Any]
+    from_text: Callable[[str], Any]
+    name: str
     limit: Any
     empty: Any = None
 
@@ -44,7 +48,8 @@ class Particle(NamedTuple):
 
     sort: ATTRIBUTE, ELEMENT, TEXT or REFUSED. alternatives: several in a choice, each with its own slot in the value.
     max_items: greatest number of items of a list; None if it is no list. own_limit: the limit is this codec's, and the
-    schema has none.
+    schema has none. namespace: of the names in XML, None for that of the type that contains the particle. if_absent:
+    the value of a mandatory element that an XML document may leave out; None if it may not.
     """
 
     sort: str
@@ -52,17 +57,22 @@ class Particle(NamedTuple):
     optional: bool = False
     max_items: int | None = None
     own_limit: bool = False
+    namespace: str | None = None
+    if_absent: Any = None
 
 
 class ElementType:
     """Type of an element. Its value is a `cls` with one slot for each alternative; without `cls`, its only slot."""
 
     def __init__(
-        self, cls: type[Any] | None, *particles: Particle, mixed: bool = False, positioned: bool = False
+        self, name: str, cls: type[Any] | None, *particles: Particle, mixed: bool = False, positioned: bool = False
     ) -> None:
-        """mixed: text may occur between elements. It adds a production to every state after the attributes; the text
-        itself is refused. positioned: the decoder reports the position of such elements.
+        """name: of the type in the XML schema, as "{namespace}name"; without name if the type has none. Elements inside
+        are in its namespace. mixed: text may occur between elements. It adds a production to every state after the
+        attributes; the text itself is refused. positioned: the decoder reports the position of such elements.
         """
+        self.name = name
+        self.namespace = name[1:].partition("}")[0]
         self.cls = cls
         self.particles = particles
         self.mixed = mixed
@@ -167,7 +177,7 @@ class EncodingTable(NamedTuple):
 
 def simple_element(kind: SimpleType) -> ElementType:
     """The type of an element that contains only a value."""
-    return ElementType(None, Particle(TEXT, (Alternative("value", kind),)))
+    return ElementType(kind.name, None, Particle(TEXT, (Alternative("value", kind),)))
 
 
 def _slot_encoder(element: ElementType, index: int, particle: Particle, alternative: Alternative) -> SlotEncoder:

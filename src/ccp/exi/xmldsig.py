@@ -74,38 +74,68 @@ class Signature(NamedTuple):
     SignatureValue: SignatureValue
 
 
+XML_NAMESPACE = "http://www.w3.org/2000/09/xmldsig#"
+
+
+def _type(name: str) -> str:
+    return f"{{{XML_NAMESPACE}}}{name}"
+
+
 _ALGORITHM = attribute("Algorithm", kind=NAME)
 _ID = attribute("Id", optional=True)
 _ANY = refused("a foreign element")
 
 _TRANSFORM = ElementType(
-    Transform, _ALGORITHM, many("XPath", TEXT_VALUE, MAX_XPATHS, optional=True, own_limit=True), _ANY, mixed=True
+    _type("TransformType"),
+    Transform,
+    _ALGORITHM,
+    many("XPath", TEXT_VALUE, MAX_XPATHS, optional=True, own_limit=True),
+    _ANY,
+    mixed=True,
 )
 _REFERENCE = ElementType(
+    _type("ReferenceType"),
     Reference,
     _ID,
     attribute("Type", optional=True),
     attribute("URI", optional=True),
-    one("Transforms", ElementType(None, many("Transform", _TRANSFORM, MAX_TRANSFORMS, own_limit=True)), optional=True),
-    one("DigestMethod", ElementType(DigestMethod, _ALGORITHM, _ANY, mixed=True)),
-    one("DigestValue", binary(MAX_SIGNATURE_BYTES)),
+    one(
+        "Transforms",
+        ElementType(_type("TransformsType"), None, many("Transform", _TRANSFORM, MAX_TRANSFORMS, own_limit=True)),
+        optional=True,
+    ),
+    one("DigestMethod", ElementType(_type("DigestMethodType"), DigestMethod, _ALGORITHM, _ANY, mixed=True)),
+    one("DigestValue", binary(MAX_SIGNATURE_BYTES, _type("DigestValueType"))),
 )
 SIGNED_INFO = ElementType(
+    _type("SignedInfoType"),
     SignedInfo,
     _ID,
-    one("CanonicalizationMethod", ElementType(CanonicalizationMethod, _ALGORITHM, _ANY, mixed=True)),
+    one(
+        "CanonicalizationMethod",
+        ElementType(_type("CanonicalizationMethodType"), CanonicalizationMethod, _ALGORITHM, _ANY, mixed=True),
+    ),
     one(
         "SignatureMethod",
-        ElementType(SignatureMethod, _ALGORITHM, one("HMACOutputLength", INTEGER, optional=True), _ANY, mixed=True),
+        ElementType(
+            _type("SignatureMethodType"),
+            SignatureMethod,
+            _ALGORITHM,
+            one("HMACOutputLength", INTEGER._replace(name=_type("HMACOutputLengthType")), optional=True),
+            _ANY,
+            mixed=True,
+        ),
     ),
     many("Reference", _REFERENCE, MAX_REFERENCES, own_limit=True),
     positioned=True,
 )
+_VALUE = _type("SignatureValueType")
 SIGNATURE = ElementType(
+    _type("SignatureType"),
     Signature,
     _ID,
     one("SignedInfo", SIGNED_INFO),
-    one("SignatureValue", ElementType(SignatureValue, _ID, content(binary(MAX_SIGNATURE_BYTES)))),
+    one("SignatureValue", ElementType(_VALUE, SignatureValue, _ID, content(binary(MAX_SIGNATURE_BYTES, _VALUE)))),
     refused("KeyInfo"),
     refused("Object"),
 )

@@ -1,7 +1,8 @@
 """Names of the events that partners can subscribe to. Pure.
 
 Two families name the same events for an eMSP: `emsp.…` and the older `mo.…`. A subscriber receives events under the
-family in which it subscribed.
+family in which it subscribed. The events of roots are for every role. `oem.vehicle.contested`,
+`emsp.contract.expiring` and `emsp.contract.undeliverable` are not in the published description.
 Source: OPNC API 1.0, eventEnum and the webhook's payload.
 """
 
@@ -13,13 +14,10 @@ from typing import Final
 
 from ccp.errors import FieldError
 
-PING: Final = "webhook.ping"
-"""Type of the test event. It is not subscribed to."""
-
 API_VERSION: Final = "v1"
 """The only format of events."""
 
-OEM: Final = ("oem.contract.created", "oem.contract.updated", "oem.contract.deleted")
+OEM: Final = ("oem.contract.created", "oem.contract.updated", "oem.contract.deleted", "oem.vehicle.contested")
 EMSP: Final = (
     "emsp.contract.delivered.to.oem",
     "emsp.contract.created.sent.to.oem",
@@ -30,13 +28,15 @@ EMSP: Final = (
     "emsp.prov.cert.updated",
     "emsp.prov.cert.deleted",
     "emsp.prov.cert.factory.reset",
+    "emsp.contract.expiring",
+    "emsp.contract.undeliverable",
 )
 _DEPRECATED: Final = {"emsp.prov.cert.updated.factory.reset": "emsp.prov.cert.factory.reset"}
 """Current names by deprecated name. Both may be subscribed to."""
 ROOT: Final = ("root.cert.added", "root.cert.expired", "root.cert.revoked")
 _ALL_EMSP: Final = (*EMSP, *_DEPRECATED)
 KNOWN: Final = (*OEM, *_ALL_EMSP, *(name.replace("emsp.", "mo.", 1) for name in _ALL_EMSP), *ROOT)
-"""Every name that may be subscribed to. The pool does not send the events of roots yet."""
+"""Every name that may be subscribed to."""
 
 _MAX_SHOWN: Final = 3  # Unknown names in an error sentence.
 

@@ -10,8 +10,10 @@ from pydantic_core import ErrorDetails
 from ccp.errors import FieldError
 from ccp.schemas import suggestions
 
-OWN_TYPES: Final = frozenset({"field", "boolean"})
-"""Error types of this project's validators, whose texts are used as they are. `field` is a whole sentence."""
+MISSING_MEMBER: Final = "missing_member"
+OWN_TYPES: Final = frozenset({"field", "boolean", MISSING_MEMBER})
+"""Error types of this project's validators, whose texts are used as they are. `field` is a whole sentence, and so is
+`missing_member`, for a member that may have one of several names."""
 
 _SOURCES: Final = ("body", "query", "path", "header")
 _NO_NUL: Final = "^[^\\x00]*$"
@@ -54,7 +56,7 @@ def sentence(problem: ErrorDetails) -> str:
     problem: with its context; with its input, if null shall be distinguished from other values.
     """
     kind = problem["type"]
-    if kind == "field":
+    if kind in ("field", MISSING_MEMBER):
         return problem["msg"]
     place = place_of(problem)
     if not place:

@@ -66,7 +66,7 @@ def _error_of(model: type[BaseModel], data: bytes, exc: ValidationError) -> Fiel
 
 def _sentence(problem: ErrorDetails, model: type[BaseModel], value: dict[str, Any]) -> str:
     sentence = field_errors.sentence(problem)
-    if problem["type"] == "missing":
+    if problem["type"] in ("missing", field_errors.MISSING_MEMBER):
         unknown = _unknown(model, value, problem["loc"][:-1])
         if unknown:
             return f"{sentence} (given: {', '.join(unknown)})"

@@ -28,7 +28,7 @@ from ccp.schemas.common import (
     TimestampField,
     string_field,
 )
-from ccp.schemas.opnc import SignedContractData
+from ccp.schemas.publication import SignedContractDataOrXML
 
 TAG: Final = "OPCP"
 """The name of the dialect in the OpenAPI description."""
@@ -135,8 +135,8 @@ class OPCPNotFound(Error):
     CCPResponse: NegativeCCPResponse | None = None
 
 
-class OPCPSignedContractDataRequest(SignedContractData):
-    """The body of PUT /signedContractData: that of OPNC, with another name for the metadata and roots by UUID."""
+class OPCPSignedContractDataRequest(SignedContractDataOrXML):
+    """The body of PUT /signedContractData: that of OPNC, with more names for members, and roots by UUID."""
 
     metadata: Annotated[str, Field(max_length=10_000, pattern="^[^\\x00]*$")] | None = None
     cpsV2GRootCertificateFingerprint: RootField | None = None

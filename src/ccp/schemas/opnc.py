@@ -67,7 +67,10 @@ class PublishQuery(BaseModel):
 
 
 class SignedContractData(APIModel):
-    """A signed contract, in publications and in deliveries. certificateInstallationRes: EXI in Base64."""
+    """A signed contract, in publications and in deliveries.
+
+    certificateInstallationRes: EXI in Base64; in publications also XML in Base64.
+    """
 
     emaid: EMAIDField
     pcid: PCIDField
@@ -77,6 +80,11 @@ class SignedContractData(APIModel):
     metaData: Annotated[str, Field(max_length=10_000, pattern="^[^\\x00]*$")] | None = None
     cpsV2GRootCertificateFingerprint: FingerprintField | None = None
     cpsRootDistinguishedName: DNField | None = None
+
+    @property
+    def message(self) -> str:
+        """The message, EXI or XML, in Base64."""
+        return self.certificateInstallationRes
 
 
 class SignedContractDataCollection(APIModel):

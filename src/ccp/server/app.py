@@ -27,8 +27,6 @@ from ccp.server.access.trusted_issuers import TrustedIssuers
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.refusals import AccessDenialRecorder
 from ccp.server.events import BufferedNotifier, Dispatcher, Subscribers
-from ccp.server.events.ping import Pinger
-from ccp.server.events.sending import WebhookSender
 from ccp.server.events.webhooks import Webhooks
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.services import ExternalServices
@@ -40,7 +38,7 @@ from ccp.server.http.middleware.fast_path import FastPathMiddleware
 from ccp.server.http.middleware.tracing import TraceMiddleware
 from ccp.server.http.protocol import STATE as CONNECTIONS
 from ccp.server.http.request_context import RequestContext
-from ccp.server.http.routes import admin, est, events, oauth, opcp, opcp_roots, opnc, pcp_webhook
+from ccp.server.http.routes import admin, est, events, oauth, ocpp, opcp, opcp_roots, opnc, pcp_webhook
 from ccp.server.http.routes import metrics as metrics_route
 from ccp.server.http.routes.health import Health
 from ccp.server.metrics import Metrics
@@ -58,6 +56,7 @@ from ccp.server.storage.engine.time_limits import COMMANDS, REQUESTS, TimeLimits
 from ccp.server.storage.queries.change_counters import ChangeCounter
 from ccp.server.storage.snapshot_refresh import REFRESH_INTERVAL, Snapshot, SnapshotRefresher
 from ccp.server.trust import anchors
+from ccp.server.trust.anchor_expiry import AnchorExpiry
 from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
 from ccp.server.trust.root_catalogue import CurrentRootCatalogue
@@ -266,7 +265,8 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         for issuer in issuers:
             background.add(issuer.refresh_task())
         if external.root_pool is not None:
-            background.add(root_sync_task(store, external.root_pool, config.rcp_interval, clock))
+            background.add(root_sync_task(store, external.root_pool, config.rcp_interval, clock, config.rcp_roles))
+        background.add(AnchorExpiry(store, trust, guard.checked).task(config.event_check_interval))
         if config.purge_interval:
             background.add(purge_task(pool, config.purge_interval, guard.checked))
         if config.event_dispatch:
@@ -300,23 +300,15 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         redirect_slashes=False,
     )
     changed = services.subscribers.refresh
-    # Pings do not share connections with deliveries: the dispatcher has an outbound client of its own.
-    sender = WebhookSender(store, services.outbound, clock, config.event_timeout)
-    webhooks = Webhooks(
-        store,
-        pinger=Pinger(sender, limits.check_ping),
-        allow_http=config.event_allow_http,
-        max_overlap=config.event_secret_overlap,
-        on_change=changed,
-        outbound=services.outbound,
-    )
+    webhooks = Webhooks(store, allow_http=config.event_allow_http, on_change=changed, outbound=services.outbound)
     enrolment = Enrolment(store, external.est_server, config.est_labels, config.est_subjects, clock)
     # Before FastAPI's own routes, because Starlette tries routes in order.
     app.router.routes[:0] = [
         *opnc.router(pool, context).routes,
+        *ocpp.routes(pool, context),
         *oauth.routes(authority, context, issuer=config.public_url, bind=config.certificate_bound_tokens),
         pcp_webhook.pcp_route(context, pool, config.pcp_webhook_secret),
-        *events.router(webhooks, context, events.OPNC).routes,
+        *events.router(webhooks, context).routes,
         *admin.router(PartyRegistry(store), context).routes,
         *est.routes(enrolment, context),
         *health.routes(),
@@ -327,7 +319,6 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         app.router.routes[1:1] = [
             *opcp.router(pool, context, config, catalogue).routes,
             *opcp_roots.router(pool, context, catalogue).routes,
-            *events.router(webhooks, context, events.OPCP).routes,
         ]
     fast_path = FastPathMiddleware(app.framework, app.router.routes)
     app.middleware_chain = TraceMiddleware(ClientAddressMiddleware(fast_path, limits), pseudonyms, refusals, metrics)

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ccp.errors import ConfigurationError
+from ccp.server import setting_names
 from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch
 from ccp.server.domain.default_contracts import AutomaticDefault
 from ccp.server.issuer_settings import IssuerSettings
@@ -35,6 +36,7 @@ from ccp.server.service_settings import (
     group_by_service,
 )
 from ccp.x509.issuer_map import parse_issuer
+from ccp.x509.profiles import AnchorRole
 
 DEFAULT_FILE = Path("ccp.toml")
 
@@ -187,6 +189,9 @@ class Settings(BaseSettings):
     rcp_interval: Annotated[int, Field(ge=60)] = Field(
         86_400, description="Seconds between two synchronisations with the Root Certificate Pool."
     )
+    rcp_roles: Annotated[tuple[AnchorRole, ...], Field(min_length=1)] = Field(
+        tuple(AnchorRole), description="Roles for which roots of the Root Certificate Pool are trusted; default: all."
+    )
     pcp: ServiceSettings | None = Field(None, description="Provisioning Certificate Pool: vehicles and their keys.")
     require_known_vehicle: bool | None = Field(
         None,
@@ -243,6 +248,11 @@ class Settings(BaseSettings):
     opcp_detect_edition: bool = Field(
         True, description="The edition of a vehicle's OPCP request is that of its message, whatever the body states."
     )
+    ocpp_repetition_time: Annotated[int, Field(ge=10, le=86_400)] = Field(
+        600,
+        description="OCPP: seconds for which the pool remembers which contracts an ISO 15118-20 vehicle has got in "
+        "answer to a request that it repeats.",
+    )
     event_allow_http: bool = Field(
         False, description="Accept webhooks without TLS (http://); for laboratories, since events contain contract ids."
     )
@@ -263,11 +273,11 @@ class Settings(BaseSettings):
     event_retention: Annotated[float, Field(ge=0)] = Field(
         604_800, description="Seconds for which the delivery of an event is kept on record."
     )
-    event_secret_overlap: Annotated[int, Field(ge=0, le=7_776_000)] = Field(
-        86_400, description="Seconds for which a replaced secret of a webhook stays valid, at most and by default."
+    event_expiring_days: tuple[Annotated[int, Field(ge=1, le=3650)], ...] = Field(
+        (30, 7), description="Days before the end of a contract at which its eMSP is told; empty: never."
     )
-    event_pings_per_minute: Annotated[int, Field(ge=0)] = Field(
-        6, description="Test events (ping) that a party may send to its webhooks per minute; 0: no limit."
+    event_check_interval: Annotated[float, Field(gt=0)] = Field(
+        600, description="Seconds between two searches for expired roots and for expiring or undeliverable contracts."
     )
     max_body: Annotated[int, Field(ge=4096)] = Field(262_144, description="Maximum size of a request body, bytes.")
     read_timeout: Annotated[int, Field(ge=1)] = Field(
@@ -415,6 +425,8 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
         except ValueError as exc:
             raise ConfigurationError(f"The configuration file {named} is contradictory: {exc}") from exc
         _anchor_paths(values, named.parent)
+    problems = setting_names.problems(Settings.model_fields, values, os.environ)
+    known = setting_names.known_names(Settings.model_fields)
 
     class Effective(Settings):
         @classmethod
@@ -429,12 +441,14 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
             given = super().settings_customise_sources(
                 settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
             )
-            return *given, _source(settings_cls, values)
+            return *given, _source(settings_cls, {name: values[name] for name in values.keys() & known})
 
     try:
         settings = Effective(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as exc:
-        raise ConfigurationError(*map(hide_in_text, map(error_sentence, exc.errors()))) from None
+        raise ConfigurationError(*problems, *map(hide_in_text, map(error_sentence, exc.errors()))) from None
+    if problems:
+        raise ConfigurationError(*problems)
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConfigurationError("tls_cert and tls_key belong together.")
     if settings.tls_client_ca is not None and settings.tls_cert is None:

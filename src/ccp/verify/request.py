@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import InitVar, dataclass
 from datetime import datetime
 from typing import Protocol
@@ -107,13 +107,13 @@ def read_request(data: bytes, namespace: Namespace | None) -> InstallationReques
         chain = message.OEMProvisioningCertificateChain
         return InstallationRequest(
             parsed, Namespace.ISO20, message.Header.SessionID, chain.Certificate, chain.SubCertificates or (),
-            message.ListOfRootCertificateIDs, _known_emaids(message.PrioritizedEMAIDs or ()),
+            message.ListOfRootCertificateIDs, known_emaids(message.PrioritizedEMAIDs or ()),
             message.MaximumContractCertificateChains,
         )  # fmt: skip
     raise EXIError("a CertificateInstallationRes where a CertificateInstallationReq is expected")
 
 
-def _known_emaids(texts: Collection[str]) -> tuple[EMAID, ...]:
+def known_emaids(texts: Iterable[str]) -> tuple[EMAID, ...]:
     """The valid EMAIDs among the prioritized ones; other texts cannot name a stored contract."""
     emaids = []
     for text in texts:

@@ -20,6 +20,7 @@ from ccp.x509.certificates import Certificate
 from tests.cli.run import ccp_error, ccp_ok
 from tests.databases import tables
 from tests.server.audit.made import entry, vehicle_of
+from tests.server.http.ocpp.payloads import ask, payload
 from tests.server.storage.made import broken_invariants, new_database, sql, write
 from tests.world import Contract, Pool, new_emaid, new_pcid, start
 
@@ -107,7 +108,8 @@ def test_a_contract_is_erased_everywhere_and_the_car_maker_is_told(pool: Pool, c
     assert report == {
         "dry_run": False,
         "erased": {
-            "contracts": 1, "variants": 2, "events": 2, "evidence": 2, "audit_rows": count, "vehicle": 0,
+            "contracts": 1, "variants": 2, "events": 2, "deliveries": 0, "evidence": 2,
+            "audit_rows": count, "vehicle": 0,
         },
         "events_waiting": 1,
         "files": None,
@@ -142,6 +144,32 @@ def test_a_vehicle_is_erased_everywhere_with_its_contracts(pool: Pool, config: P
     assert naming(pool, other.emaid) == {"audit": 1, "outbox": 2}
     whole(config)
     assert broken_invariants(pool.settings.database) == []
+
+
+@pytest.mark.parametrize("by", ["emaid", "pcid"])
+def test_erasure_forgets_deliveries_one_by_one(pool: Pool, config: Path, by: str) -> None:
+    car, other = pool.car("iso20"), pool.car("iso20")
+    contract = pool.publish(car)
+    for each in (car, other, other):
+        pool.publish(each)
+    for each in (car, other):
+        assert ask(pool, payload(each), "2.1")["remainingContracts"] == 1
+    named = contract.emaid if by == "emaid" else car.pcid
+    assert erased(config, f"--{by}", named, "--no-notify")["erased"]["deliveries"] == 1
+    assert naming(pool, named) == {}
+    assert naming(pool, other.pcid)["handed_out"] == 1
+
+
+def test_purge_command_forgets_deliveries_that_have_expired(pool: Pool, config: Path) -> None:
+    car = pool.car("iso20")
+    for _ in range(2):
+        pool.publish(car)
+    ask(pool, payload(car), "2.1")
+    ccp_ok("purge", "--yes", "--config", config)
+    assert naming(pool, car.pcid)["handed_out"] == 1
+    pool.sql("update handed_out set expires_at = 1 where pcid = ?", str(car.pcid))
+    ccp_ok("purge", "--yes", "--config", config)
+    assert "handed_out" not in naming(pool, car.pcid)
 
 
 def test_erased_vehicle_is_gone_once_its_events_are_sent(pool: Pool, config: Path) -> None:

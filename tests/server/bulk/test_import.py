@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from ccp import exi
 from ccp.server.bulk.checkpoint import default_path
 from ccp.server.storage.engine import schema
 from ccp.testing.pki import PKI, StatusURLs
@@ -114,6 +116,26 @@ def test_import_refuses_with_the_same_messages_as_put(
     assert found[list(lines).index("untrusted")]["emaid"].startswith("DEEXAB")
     assert "emaid" not in found[0]
     assert empty.emaids() == {good["emaid"]}
+
+
+def test_import_of_xml_stores_the_signed_exi(tmp_path: Path, empty: Database, pkis: dict[str, PKI]) -> None:
+    bodies = [body(pkis["iso2"]), body(pkis["iso20"]), body(pkis["iso2"]), body(pkis["iso2"])]
+    messages = {each["emaid"]: base64.b64decode(each["certificateInstallationRes"]) for each in bodies}
+    for each in bodies[:3]:
+        document = exi.to_xml(exi.decode(messages[each["emaid"]]))
+        each["certificateInstallationRes"] = base64.b64encode(document).decode()
+    for each in bodies[2:]:
+        each["signedContractDataXML"] = each.pop("certificateInstallationRes")
+    file, report = tmp_path / "fleet.jsonl", tmp_path / "refused.jsonl"
+    both = {**bodies[0], "signedContractDataXML": bodies[0]["certificateInstallationRes"]}
+    wrong = {**bodies[0], "certificateInstallationRes": base64.b64encode(b"<x/>").decode()}
+    file.write_bytes(jsonl(*bodies, both, wrong))
+    assert counts(imported(empty, file, "--refused", report, status=1)) == {"created": 4, "refused": 2}
+    stored = sql(empty.url, "select emaid, response from contract")
+    assert {row[0]: bytes(row[1]) for row in stored} == messages
+    first, second = (each["errorMessages"] for each in reports(report))
+    assert first == ["signedContractDataXML : must not be given together with certificateInstallationRes"]
+    assert second[1].startswith("X is none of the messages V2G_Message")
 
 
 def test_import_as_a_party_has_its_authorization(tmp_path: Path, empty: Database, pkis: dict[str, PKI]) -> None:

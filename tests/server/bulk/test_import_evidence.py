@@ -11,19 +11,18 @@ from ccp.testing.partners import Car
 from ccp.testing.pki import PKI, StatusURLs
 from ccp.testing.revocation import sign_crl
 from ccp.x509.certificates import Certificate
+from tests.scripted_server import Reply, scripted
 from tests.server.bulk.fleet import body, database, jsonl, new_emaid, new_pcid
 from tests.server.bulk.imports import counts, imported, reports
 from tests.server.external.examples import serve_chain
-from tests.server.external.scripted_server import Reply, scripted_server
 from tests.server.storage.made import sql
-from tests.server.trust.revocation.servers import http_server
 from tests.world import AT, read
 
 LOOPBACK = json.dumps(["127.0.0.0/8"])
 
 
 def test_import_fetches_status_once_per_issuer_and_refuses_revoked(tmp_path: Path, pkis: dict[str, PKI]) -> None:
-    with http_server() as server:
+    with scripted() as server:
         pki = PKI.generate(AT, status_urls=lambda name: StatusURLs(crl=f"{server.url}/{name.replace(' ', '-')}"))
         bodies = [body(pki) for _ in range(130)]
         revoked = new_emaid()
@@ -33,7 +32,7 @@ def test_import_fetches_status_once_per_issuer_and_refuses_revoked(tmp_path: Pat
         for issuer in issuers:
             listed = {serial: AT - timedelta(hours=1)} if issuer is pki.emsp_sub2 else {}
             data = sign_crl(issuer, listed, this_update=AT - timedelta(hours=1), next_update=AT + timedelta(days=1))
-            server.says("/" + issuer.certificate.subject_cn.replace(" ", "-"), data)
+            server.on("/" + issuer.certificate.subject_cn.replace(" ", "-"), data)
         target = database(tmp_path / "pool", {**pkis, "iso2": pki})
         file, report = tmp_path / "fleet.jsonl", tmp_path / "refused.jsonl"
         file.write_bytes(jsonl(*bodies))
@@ -43,18 +42,18 @@ def test_import_fetches_status_once_per_issuer_and_refuses_revoked(tmp_path: Pat
         assert (refused["line"], refused["emaid"]) == (101, revoked)
         assert "was revoked at" in refused["errorMessages"][0]
         assert "again" not in refused
-        assert {request.path: server.count(request.path) for request in server.seen} == {
+        assert {request.path: server.count(request.path) for request in server.received} == {
             "/" + issuer.certificate.subject_cn.replace(" ", "-"): 1 for issuer in issuers
         }
 
 
 def test_import_stores_provisioning_keys_as_put_does(tmp_path: Path, pkis: dict[str, PKI]) -> None:
-    with scripted_server() as pcp:
+    with scripted() as pcp:
         pki = pkis["iso2"]
         known, unknown = new_pcid(), new_pcid()
         car = Car.generate(pki, known, AT)
         serve_chain(pcp, car)
-        pcp.answers["*"] = Reply(404)
+        pcp.on("*", Reply(404))
         target = database(tmp_path / "pool", pkis)
         file = tmp_path / "fleet.jsonl"
         file.write_bytes(jsonl(body(pki, pcid=known), body(pki, pcid=unknown)))
@@ -62,4 +61,4 @@ def test_import_stores_provisioning_keys_as_put_does(tmp_path: Path, pkis: dict[
         imported(target, file, more=more)
         kept = dict(sql(target.url, "select pcid, provisioning_key from contract"))
         assert kept == {known: key_fingerprint(car.provisioning.certificate), unknown: None}
-        assert sorted(call.path.rpartition("/")[2] for call in pcp.calls) == sorted([known, unknown])
+        assert sorted(call.path.rpartition("/")[2] for call in pcp.received) == sorted([known, unknown])

@@ -5,30 +5,23 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 from ccp.server.domain.subscriptions import Webhook
 from tests.databases import sql
+from tests.scripted_server import HANG as NO_RESPONSE
+from tests.scripted_server import Received, Reply, Scripted, run
+from tests.waiting import wait_until
 
 SECRET = "a secret of thirty-two characters"
 
 
-@dataclass(frozen=True)
-class Sent:
-    """One request as it came. at: time.monotonic()."""
-
-    path: str
-    headers: dict[str, str]
-    body: bytes
-    at: float
+class Sent(Received):
+    """A request with a signed event."""
 
     @property
     def event(self) -> dict[str, Any]:
@@ -47,115 +40,43 @@ class Sent:
         """Whether all three headers are what a receiver computes with the published rule."""
         expected = hmac.new(secret.encode("utf-8"), self.body, hashlib.sha256).hexdigest()
         names = ("x-operator-signature", "payload-signature", "x-hubject-signature")
-        single = tuple(self.headers[name] for name in names) == (f"sha256={expected}", expected, expected)
-        return single and f"sha256={expected}" in self.headers["x-operator-signatures"].split(", ")
+        return tuple(self.headers[name] for name in names) == (f"sha256={expected}", expected, expected)
 
 
-@dataclass
-class Receiver:
-    """url: up to the path. delay: seconds before each answer. HANG as a status: none until the receiver ends.
+class Receiver(Scripted):
+    """A scripted server whose paths answer 200 by default."""
 
-    busy: requests that were read and not answered yet.
-    """
-
-    url: str
-    sent: list[Sent] = field(default_factory=list)
-    _says: dict[str, list[int]] = field(default_factory=dict)
-    _decides: dict[str, Callable[[Sent], int]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    delay: float = 0
-    busy: int = 0
-    ended: threading.Event = field(default_factory=threading.Event)
+    request_type: ClassVar[type[Received]] = Sent
+    default: ClassVar[Reply] = Reply(200)
 
     def says(self, path: str, *statuses: int) -> None:
-        """Set the statuses that a path answers with, in order; the last one repeats. The default is 200."""
-        with self._lock:
-            self._says[path] = list(statuses)
+        """Set the statuses that a path answers with, in order; the last one repeats. HANG: none."""
+        self.on(path, *(_reply(status) for status in statuses))
 
     def decides(self, path: str, status_of: Callable[[Sent], int]) -> None:
-        """Let a function answer the requests to a path with a status."""
-        with self._lock:
-            self._decides[path] = status_of
+        """Let a function choose the status of each response of a path."""
+        self.on(path, lambda sent: _reply(status_of(sent)))
 
-    def take(self, sent: Sent) -> int:
-        with self._lock:
-            self.sent.append(sent)
-            self.busy += 1
-            if sent.path in self._decides:
-                return self._decides[sent.path](sent)
-            statuses = self._says.get(sent.path, [200])
-            return statuses.pop(0) if len(statuses) > 1 else statuses[0]
+    # Other names, until the tests that are being written use the ones of the scripted server.
+    at = Scripted.asked
 
-    def done(self) -> None:
-        with self._lock:
-            self.busy -= 1
-
-    def at(self, path: str) -> list[Sent]:
-        with self._lock:
-            return [sent for sent in self.sent if sent.path == path]
-
-    def wait(self, path: str, count: int, seconds: float = 30) -> list[Sent]:
-        """What came to a path, once that is so much."""
-        until(lambda: len(self.at(path)) >= count, seconds, lambda: [sent.kind for sent in self.at(path)])
-        return self.at(path)
+    @property
+    def sent(self) -> list[Sent]:
+        return self.received
 
 
 HANG = 0
+until = wait_until
 
 
-def until(true: Callable[[], bool], seconds: float = 30, describe: Callable[[], Any] = lambda: None) -> None:
-    """Wait until `true` returns True. describe: gives the assertion message after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, describe()
-        time.sleep(0.01)
+def _reply(status: int) -> Reply:
+    return Reply(status) if status != HANG else NO_RESPONSE
 
 
 @contextmanager
 def receiving() -> Iterator[Receiver]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if len(body) < int(self.headers["Content-Length"]):
-                return  # The sender was killed during the request.
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            status = receiver.take(Sent(self.path, headers, body, time.monotonic()))
-            if status == HANG:
-                receiver.ended.wait(30)
-                self.close_connection = True
-                return
-            try:
-                time.sleep(receiver.delay)
-                self.send_response(status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-            finally:
-                receiver.done()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        block_on_close = False
-        request_queue_size = 128
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            pass  # A killed sender has closed its connection.
-
-    server = Server(("127.0.0.1", 0), Handler)
-    receiver = Receiver(f"http://127.0.0.1:{server.server_address[1]}")
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with run(Receiver) as receiver:
         yield receiver
-    finally:
-        receiver.ended.set()
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
 
 
 def webhook(url: str, client_id: str = "oem", *events: str, **more: Any) -> Webhook:

@@ -24,6 +24,7 @@ from tests.server.storage.made import (
     FIRST,
     OTHER_CAR,
     OTHER_ROOT,
+    ROOT,
     SECOND,
     SECOND_CONTRACT,
     THIRD,
@@ -137,6 +138,7 @@ def test_event_payload_describes_the_contract(url: str) -> None:
         "pcid": CAR,
         "contractCert": "Y2VydGlmaWNhdGU=",
         "cpsSignerRootCommonName": "V2G Root, Example",
+        "cpsSignerRootFingerprint": ROOT,
     }
 
 

@@ -22,9 +22,10 @@ from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import contracts, due_deliveries, outbox, parties, webhooks
 from ccp.server.storage.queries.due_deliveries import Due
 from tests.databases import Server, sql
-from tests.server.events.receiver import receiving, until, webhook
+from tests.server.events.receiver import receiving, webhook
 from tests.server.storage.counting import CountingStore
 from tests.server.storage.made import AT, NO_LIMITS, SECOND, new_database, opened, read, variant, write
+from tests.waiting import wait_until
 from tests.world import party
 
 HOUR = timedelta(hours=1)
@@ -192,7 +193,7 @@ def test_dispatcher_sends_new_events_beside_blocked_deliveries(url: str) -> None
             await settled(made)
             await store.write(queued(hook, now - SECOND, car=9))
             await made.run_once()
-            await asyncio.to_thread(until, lambda: len(receiver.at("/one")) == 1, 10)
+            await asyncio.to_thread(wait_until, lambda: len(receiver.asked("/one")) == 1, 10)
 
         with_dispatcher(url, [hook], queued(hook, now + HOUR, now - SECOND, car=7), use)
 
@@ -203,9 +204,9 @@ def test_dispatcher_stops_idle_workers_with_closed_circuits(url: str, monkeypatc
         well = replace(well, url=receiver.url + "/well")
 
         async def use(made: Dispatcher, store: CountingStore) -> None:
-            await asyncio.to_thread(until, lambda: len(receiver.at("/well")) == 1, 10)
+            await asyncio.to_thread(wait_until, lambda: len(receiver.asked("/well")) == 1, 10)
             await asyncio.to_thread(
-                until, lambda: all(worker.free_slots == made._slots for worker in made._workers.values()), 10
+                wait_until, lambda: all(worker.free_slots == made._slots for worker in made._workers.values()), 10
             )
             assert set(made._workers) == {well.id, silent.id}
             monkeypatch.setattr(dispatcher, "_IDLE_TIMEOUT", 0.0)
@@ -219,5 +220,5 @@ def test_dispatcher_stops_idle_workers_with_closed_circuits(url: str, monkeypatc
 
 async def settled(made: Dispatcher) -> None:
     """Until the lines have done what they were woken for."""
-    await asyncio.to_thread(until, lambda: not any(worker.wake.is_set() for worker in made._workers.values()), 10)
+    await asyncio.to_thread(wait_until, lambda: not any(worker.wake.is_set() for worker in made._workers.values()), 10)
     await asyncio.sleep(0.05)

@@ -20,8 +20,9 @@ from ccp.server.domain.parties import PartyRole
 from ccp.server.settings import Settings
 from ccp.server.storage.queries import contracts, parties, webhooks
 from tests.databases import Server, sql
-from tests.server.events.receiver import Receiver, receiving, until, webhook
+from tests.server.events.receiver import Receiver, receiving, webhook
 from tests.server.storage.made import AT, new_database, variant, with_store, write
+from tests.waiting import wait_until
 from tests.world import party
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -103,7 +104,7 @@ def publish(url: str, rounds: range) -> list[tuple[str, str]]:
 
 
 def came(receiver: Receiver, path: str) -> list[tuple[str, str]]:
-    return [(sent.pcid, sent.event["timestamp"]) for sent in receiver.at(path)]
+    return [(sent.pcid, sent.event["timestamp"]) for sent in receiver.asked(path)]
 
 
 def in_order(arrived: list[tuple[str, str]]) -> None:
@@ -118,6 +119,7 @@ def test_dispatchers_send_once_in_order_and_survive_kills(url: str, receiver: Re
     for path in HOOKS:
         write(url, webhooks.put(webhook(receiver.url + path)))
     senders = Senders(url, tmp_path)
+    receiver.delay = 0.05  # One process alone does not send everything while the others start.
     try:
         for _ in range(3):
             senders.start()
@@ -126,28 +128,28 @@ def test_dispatchers_send_once_in_order_and_survive_kills(url: str, receiver: Re
             receiver.wait(path, len(made), 30)
             assert Counter(came(receiver, path)) == Counter(made)
             in_order(came(receiver, path))
-        until(lambda: sql(url, "select count(*) from delivery where state <> 'delivered'") == [(0,)])
+        wait_until(lambda: sql(url, "select count(*) from delivery where state <> 'delivered'") == [(0,)])
         assert sum(senders.attempts()) == 2 * len(made)
         assert sum(count > 0 for count in senders.attempts()) > 1, senders.attempts()
 
         receiver.delay = 0.15
         made += publish(url, range(12, 15))
-        until(lambda: receiver.busy > 0)
+        wait_until(lambda: receiver.busy > 0)
         senders.kill()
         senders.kill()
         made += publish(url, range(15, 18))  # Longer than the receiver takes to answer those that were killed.
-        until(lambda: receiver.busy > 0)
+        wait_until(lambda: receiver.busy > 0)
         senders.kill()
         senders.start()
         for path in HOOKS:
-            until(lambda path=path: set(came(receiver, path)) >= set(made), 40)  # type: ignore[misc]
+            wait_until(lambda path=path: set(came(receiver, path)) >= set(made), 40)  # type: ignore[misc]
             in_order(came(receiver, path))
             assert set(came(receiver, path)) == set(made)
-        ids = {sent.event["eventId"] for sent in receiver.sent}
+        ids = {sent.event["eventId"] for sent in receiver.received}
         assert len(ids) == 2 * len(made), "a repetition has the same id"
-        until(lambda: sql(url, "select count(*) from delivery where state <> 'delivered'") == [(0,)])
+        wait_until(lambda: sql(url, "select count(*) from delivery where state <> 'delivered'") == [(0,)])
         assert sql(url, "select count(*) from outbox") == [(0,)]
     finally:
         senders.close()
-    repeated = len(receiver.sent) - len(ids)
+    repeated = len(receiver.received) - len(ids)
     assert 0 < repeated <= 3 * 2 * 4, "those that were on their way, and no others"

@@ -22,7 +22,9 @@ from ccp.server.storage.queries.contracts import microseconds
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.databases import sql
-from tests.server.events.receiver import HANG, Receiver, Sent, receiving, states, until, webhook
+from tests.scripted_server import HANG
+from tests.server.events.receiver import Receiver, Sent, receiving, states, webhook
+from tests.waiting import wait_until
 from tests.world import ISO20, Contract, Pool, start
 
 QUICK: dict[str, Any] = {
@@ -77,7 +79,7 @@ def of(car: Car, sent: list[Sent]) -> list[Sent]:
 
 def never_more(receiver: Receiver, path: str, count: int, seconds: float = 1.0) -> None:
     time.sleep(seconds)
-    assert len(receiver.at(path)) == count, [each.kind for each in receiver.at(path)]
+    assert len(receiver.asked(path)) == count, [each.kind for each in receiver.asked(path)]
 
 
 def test_dispatcher_notifies_the_oem_in_order_with_signatures(sending: Pool, receiver: Receiver) -> None:
@@ -91,7 +93,7 @@ def test_dispatcher_notifies_the_oem_in_order_with_signatures(sending: Pool, rec
         receiver.wait("/life", 2)
         withdraw(sending, contract)
         sent = receiver.wait("/life", 3)
-        until(lambda: [s for s, *_ in states(sending.settings.database, hook.id)] == ["delivered"] * 3)
+        wait_until(lambda: [s for s, *_ in states(sending.settings.database, hook.id)] == ["delivered"] * 3)
     assert [each.kind for each in sent] == [CREATED, UPDATED, DELETED]
     for each in sent:
         assert each.is_signed()
@@ -127,7 +129,7 @@ def test_dispatcher_retries_the_same_bytes_in_order(sending: Pool, receiver: Rec
         contract = sending.publish(car)
         withdraw(sending, contract)
         sent = receiver.wait("/again", 4)
-        until(lambda: states(sending.settings.database, hook.id) == [("delivered", 3, 200), ("delivered", 1, 200)])
+        wait_until(lambda: states(sending.settings.database, hook.id) == [("delivered", 3, 200), ("delivered", 1, 200)])
     assert [each.kind for each in sent] == [CREATED, CREATED, CREATED, DELETED]
     assert len({each.body for each in sent[:3]}) == 1
     assert all(each.is_signed() for each in sent)
@@ -142,11 +144,11 @@ def test_dispatcher_gives_up_and_replays_dead_deliveries(sending: Pool, receiver
         contract = sending.publish(car)
         withdraw(sending, contract)
         receiver.wait("/dead", 4)
-        until(lambda: states(sending.settings.database, hook.id) == [("dead", 3, 500), ("delivered", 1, 200)])
+        wait_until(lambda: states(sending.settings.database, hook.id) == [("dead", 3, 500), ("delivered", 1, 200)])
         never_more(receiver, "/dead", 4)
         assert sending.change(deliveries.replay_dead(datetime.now(UTC), webhook_id=hook.id)) == 1
         sent = receiver.wait("/dead", 5)
-        until(lambda: states(sending.settings.database, hook.id) == [("delivered", 1, 200), ("delivered", 1, 200)])
+        wait_until(lambda: states(sending.settings.database, hook.id) == [("delivered", 1, 200), ("delivered", 1, 200)])
     assert [each.kind for each in sent] == [CREATED, CREATED, CREATED, DELETED, CREATED]
     assert sent[4].body == sent[0].body
 
@@ -168,7 +170,7 @@ def test_dispatcher_does_not_retry_rejected_events(sending: Pool, receiver: Rece
         sent = receiver.wait(provider, 2)
         never_more(receiver, path, 2, 0.5)
     assert [each.kind for each in sent] == ["emsp.contract.rejected.by.oem", "emsp.contract.deleted.sent.to.oem"]
-    assert rejected.event["payload"] == {"emaid": contract.emaid, "pcid": car.pcid}
+    assert rejected.event["payload"].items() >= {"emaid": contract.emaid, "pcid": car.pcid}.items()
     assert rejected.event["xsdMsgDefNamespace"] == car.namespace
     assert all(each.is_signed() for each in sent)
 
@@ -202,7 +204,7 @@ def test_dispatcher_notifies_the_provider_once_per_outcome(sending: Pool, receiv
     ]  # fmt: skip
     assert new[2].kind == "emsp.contract.updated.sent.to.oem"
     assert [each.kind for each in old] == [each.kind.replace("emsp.", "mo.") for each in new]
-    assert receiver.at("/foreign") == []
+    assert receiver.asked("/foreign") == []
 
 
 def test_dispatcher_notifies_the_provider_of_deliveries(sending: Pool, receiver: Receiver) -> None:
@@ -219,9 +221,9 @@ def test_dispatcher_notifies_the_provider_of_deliveries(sending: Pool, receiver:
         assert sending.post(sending.car()).status_code == 200  # a car for which there is nothing
         never_more(receiver, "/given", 3, 0.7)
     assert {each.kind for each in sent} == {"emsp.contract.delivered.to.oem"}
-    assert [(each.event["payload"], each.event["xsdMsgDefNamespace"]) for each in sent] == [
-        ({"emaid": held.emaid, "pcid": whose.pcid}, whose.namespace)
-        for held, whose in ((contract, car), (second, other), (contract, car))
+    given = [(each.event["payload"], each.event["xsdMsgDefNamespace"]) for each in sent]
+    assert [(payload["emaid"], payload["pcid"], namespace) for payload, namespace in given] == [
+        (held.emaid, whose.pcid, whose.namespace) for held, whose in ((contract, car), (second, other), (contract, car))
     ]
 
 
@@ -230,7 +232,7 @@ def test_outbox_stays_empty_without_subscribers(sending: Pool) -> None:
     car = sending.car()
     sending.publish(car)
     sending.ask(car)
-    until(lambda: sending.sql("select count(*) from outbox") == [(0,)])
+    wait_until(lambda: sending.sql("select count(*) from outbox") == [(0,)])
     time.sleep(0.5)
     assert sending.sql("select count(*) from delivery where pcid = ?", str(car.pcid)) == [(0,)]
     assert sending.sql("select rev from vehicle where pcid = ?", str(car.pcid)) == [(1,)]
@@ -247,7 +249,7 @@ def test_dispatcher_isolates_failing_webhooks(pkis: dict[str, PKI], tmp_path: Pa
         closed.bind(("127.0.0.1", 0))
         hanging = [webhook(f"{receiver.url}/hang-{number}") for number in range(30)]
         for number in range(30):
-            receiver.says(f"/hang-{number}", HANG)
+            receiver.on(f"/hang-{number}", HANG)
         others = [
             webhook(f"http://127.0.0.1:{closed.getsockname()[1]}/down"),
             webhook(receiver.url + "/ill"),
@@ -263,8 +265,8 @@ def test_dispatcher_isolates_failing_webhooks(pkis: dict[str, PKI], tmp_path: Pa
             for car in cars:
                 pool.publish(car)
             # Each of those that hang would take a minute for its first attempt already.
-            assert {each.pcid for each in receiver.wait("/healthy", 6, seconds=20)} == {car.pcid for car in cars}
-            until(lambda: all(len(receiver.at(f"/hang-{number}")) == 4 for number in range(30)), 20)
+            assert {each.pcid for each in receiver.wait("/healthy", 6, timeout=20)} == {car.pcid for car in cars}
+            wait_until(lambda: all(len(receiver.asked(f"/hang-{number}")) == 4 for number in range(30)), 20)
             assert pool.sql("select count(*) from delivery where attempts > 0 and webhook_id = ?", hanging[0].id) == [
                 (4,)
             ], "the cap of each webhook"
@@ -294,21 +296,21 @@ def test_dispatcher_never_calls_private_addresses(
         for _ in range(5):
             pool.publish(pool.car())
         for hook in hooks:
-            until(lambda hook=hook: [s for s, *_ in states(pool.settings.database, hook.id)] == ["dead"] * 5)  # type: ignore[misc]
+            wait_until(lambda hook=hook: [s for s, *_ in states(pool.settings.database, hook.id)] == ["dead"] * 5)  # type: ignore[misc]
             # The circuit opens after three failures; waiting deliveries have used no attempt.
             attempts = [count for _, count, _ in states(pool.settings.database, hook.id)]
             assert sum(attempts) == 3, attempts
         (error, *_) = pool.sql("select last_error from delivery where webhook_id = ? and attempts > 0", hooks[0].id)
         assert error == ("127.0.0.1 cannot be reached.",)
-        assert receiver.sent == []
+        assert receiver.received == []
 
 
 def test_a_redirect_is_not_followed(sending: Pool, receiver: Receiver) -> None:
     receiver.says("/moved", 307)
     with registered(sending, receiver.url + "/moved") as hook:
         sending.publish(sending.car())
-        until(lambda: states(sending.settings.database, hook.id) == [("dead", 3, 307)])
-    assert len(receiver.at("/moved")) == 3
+        wait_until(lambda: states(sending.settings.database, hook.id) == [("dead", 3, 307)])
+    assert len(receiver.asked("/moved")) == 3
 
 
 def test_dispatcher_pauses_disabled_webhooks_and_parties(sending: Pool, receiver: Receiver) -> None:
@@ -346,4 +348,4 @@ def test_dispatcher_truncates_long_responses(
         thread.start()
         with registered(sending, f"http://127.0.0.1:{listening.getsockname()[1]}/") as hook:
             sending.publish(sending.car())
-            until(lambda: states(sending.settings.database, hook.id) == [("delivered", 1, 200)])
+            wait_until(lambda: states(sending.settings.database, hook.id) == [("delivered", 1, 200)])

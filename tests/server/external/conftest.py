@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.external.scripted_server import ScriptedServer, scripted_server
+from tests.scripted_server import Scripted, scripted
 
 
 @pytest.fixture
-def fake() -> Iterator[ScriptedServer]:
-    with scripted_server() as running:
+def fake() -> Iterator[Scripted]:
+    with scripted() as running:
         yield running

@@ -14,7 +14,7 @@ from ccp.server.external.provisioning_pool import key_fingerprint
 from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import PKI, Credential
 from ccp.x509.revocation_policy import NoRevocationCheck
-from tests.server.external.scripted_server import ScriptedServer, json_answer
+from tests.scripted_server import Scripted, json_reply
 from tests.world import AT, b64, new_emaid, new_pcid
 
 HAPPENED: Final = AT - timedelta(minutes=30)
@@ -31,9 +31,9 @@ def chain_body(vehicle: Credential, **more: Any) -> dict[str, Any]:
     return {"provisioningCertificate": {"provisioningCertificateChain": chain, **more}}
 
 
-def serve_chain(pcp: ScriptedServer, car: Car) -> str:
+def serve_chain(pcp: Scripted, car: Car) -> str:
     """Let the fake pool return a car's chain. Returns the fingerprint of its key."""
-    pcp.answers[f"/provisioningcertificates/{car.pcid}"] = json_answer(chain_body(car.provisioning))
+    pcp.on(f"/provisioningcertificates/{car.pcid}", json_reply(chain_body(car.provisioning)))
     return key_fingerprint(car.provisioning.certificate)
 
 

@@ -14,13 +14,13 @@ import pytest
 from ccp.server.external import resolver
 from ccp.server.external.outbound import HttpResponse, OutboundClient, OutboundError
 from ccp.server.external.public_addresses import may_connect
-from tests.server.trust.revocation.servers import Reply, Server, http_server
+from tests.scripted_server import ENDLESS, Reply, Scripted, dripped, scripted
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with http_server() as running:
-        running.says("/", b"hello")
+def server() -> Iterator[Scripted]:
+    with scripted() as running:
+        running.on("/", b"hello")
         yield running
 
 
@@ -38,21 +38,21 @@ def ask(
     return asyncio.run(whole())
 
 
-def test_block_private_refuses_private_addresses_unless_allowed(server: Server) -> None:
+def test_block_private_refuses_private_addresses_unless_allowed(server: Scripted) -> None:
     assert ask(server.url + "/", block_private=False).body == b"hello"
     assert ask(server.url + "/", allow=("127.0.0.0/8",)).body == b"hello"
-    before = len(server.seen)
+    before = len(server.received)
     for allow in ((), ("10.0.0.0/8",)):
         with pytest.raises(OutboundError, match="cannot be reached"):
             ask(server.url + "/", allow=allow)
-    assert len(server.seen) == before
+    assert len(server.received) == before
 
 
-def test_outbound_request_sends_method_headers_and_body(server: Server) -> None:
-    server.says("/echo", Reply(b"x", 418, {"ETag": "1"}))
+def test_outbound_request_sends_method_headers_and_body(server: Scripted) -> None:
+    server.on("/echo", Reply(418, b"x", {"ETag": "1"}))
     answer = ask(server.url + "/echo", block_private=False, method="POST", content=b"body", headers={"X-One": "1"})
     assert (answer.status, answer.headers["etag"], answer.body) == (418, "1", b"x")
-    seen = server.seen[-1]
+    seen = server.received[-1]
     assert (seen.method, seen.body, seen.headers["x-one"]) == ("POST", b"body", "1")
     assert seen.headers["host"] == server.url.removeprefix("http://")
 
@@ -127,7 +127,7 @@ def test_block_private_permits_public_addresses(address: str) -> None:
     assert may_connect(ipaddress.ip_address(address), ())
 
 
-def test_a_name_that_resolves_to_loopback_is_refused(server: Server) -> None:
+def test_a_name_that_resolves_to_loopback_is_refused(server: Scripted) -> None:
     port = server.url.rpartition(":")[2]
     with pytest.raises(OutboundError, match="localhost cannot be reached"):
         ask(f"http://localhost:{port}/")
@@ -142,12 +142,12 @@ def test_block_private_refuses_names_with_one_private_address(monkeypatch: pytes
         ask("http://mixed.example/")
 
 
-def test_block_private_checks_the_address_when_connecting(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_private_checks_the_address_when_connecting(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that is public for one connection and private for the next gets no second one."""
     answers = iter(["127.0.0.1", "10.0.0.1"])
 
     port = server.url.rpartition(":")[2]
-    server.says("/close", Reply(b"x", headers={"Connection": "close"}))
+    server.on("/close", Reply(body=b"x", headers={"Connection": "close"}))
 
     async def whole() -> None:
         outbound = OutboundClient(("127.0.0.0/8",))
@@ -163,25 +163,25 @@ def test_block_private_checks_the_address_when_connecting(server: Server, monkey
     asyncio.run(whole())
 
 
-def test_outbound_request_returns_redirects(server: Server) -> None:
-    server.says("/away", Reply(status=302, headers={"Location": server.url + "/"}))
+def test_outbound_request_returns_redirects(server: Scripted) -> None:
+    server.on("/away", Reply(status=302, headers={"Location": server.url + "/"}))
     before = server.count("/")
     assert ask(server.url + "/away", block_private=False).status == 302
     assert server.count("/") == before
 
 
-def test_outbound_request_limits_body_bytes(server: Server) -> None:
-    server.says("/big", bytes(1000))
-    server.says("/endless", Reply(endless=True))
+def test_outbound_request_limits_body_bytes(server: Scripted) -> None:
+    server.on("/big", bytes(1000))
+    server.on("/endless", ENDLESS)
     assert len(ask(server.url + "/big", block_private=False, max_bytes=1000).body) == 1000
     for path, max_bytes in (("/big", 999), ("/endless", 1_000_000)):
         with pytest.raises(OutboundError, match=f"more than {max_bytes} bytes"):
             ask(server.url + path, block_private=False, max_bytes=max_bytes)
 
 
-@pytest.mark.parametrize("reply", [Reply(b"x" * 1000, drip=0.05), Reply(delay=5)], ids=["drip", "hanging"])
-def test_outbound_timeout_covers_the_whole_exchange(server: Server, reply: Reply) -> None:
-    server.says("/slow", reply)
+@pytest.mark.parametrize("reply", [dripped(b"x" * 1000, 0.05), Reply(delay=5)], ids=["drip", "hanging"])
+def test_outbound_timeout_covers_the_whole_exchange(server: Scripted, reply: Reply) -> None:
+    server.on("/slow", reply)
     began = time.monotonic()
     with pytest.raises(OutboundError, match=r"did not answer within 0\.4 s"):
         ask(server.url + "/slow", block_private=False, timeout=0.4)

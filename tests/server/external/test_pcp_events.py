@@ -43,8 +43,8 @@ from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import contracts as queries
 from ccp.testing.pki import PKI, Credential
+from tests.scripted_server import CLOSE, Reply, Scripted, error, json_reply, scripted
 from tests.server.external.examples import HAPPENED, chain_body, provisioning_event, stored_contract
-from tests.server.external.scripted_server import DROP, Reply, ScriptedServer, json_answer, refusal, scripted_server
 from tests.server.http.api.answers import sentences
 from tests.world import AT, ISO2, ISO20, new_emaid, new_pcid
 
@@ -60,7 +60,7 @@ class Receiver:
 
     url: str
     database: Path
-    pcp: ScriptedServer
+    pcp: Scripted
     templates: Mapping[str, SignedContract]
     http: httpx.Client
 
@@ -107,9 +107,7 @@ class Receiver:
 
     def knows(self, vehicle: Credential) -> str:
         """Let the Provisioning Certificate Pool hold this certificate. Returns its key's fingerprint."""
-        self.pcp.answers[f"/provisioningcertificates/{vehicle.certificate.subject_cn}"] = json_answer(
-            chain_body(vehicle)
-        )
+        self.pcp.on(f"/provisioningcertificates/{vehicle.certificate.subject_cn}", json_reply(chain_body(vehicle)))
         return key_fingerprint(vehicle.certificate)
 
     def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
@@ -165,7 +163,7 @@ def receiving(database: Path, pcp_url: str | None, secret: str | None) -> Iterat
 @pytest.fixture(scope="module")
 def receiver(pkis: dict[str, PKI]) -> Iterator[Receiver]:
     templates = {edition: stored_contract(pkis[edition]) for edition in ("iso2", "iso20")}
-    with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder, scripted_server() as pcp:
+    with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder, scripted() as pcp:
         database = Path(folder) / "ccp.db"
         schema.upgrade(f"sqlite:///{database}")
         with receiving(database, pcp.url, SECRET) as url, httpx.Client(timeout=10) as http:
@@ -330,7 +328,7 @@ def test_pcp_event_without_known_key_removes_earlier_contracts(receiver: Receive
         if answer is None:
             receiver.knows(pkis["iso2"].vehicle(pcid, now=AT))
         else:
-            receiver.pcp.answers[f"/provisioningcertificates/{pcid}"] = answer
+            receiver.pcp.on(f"/provisioningcertificates/{pcid}", answer)
         receiver.publish(pcid, BEFORE, key=None if answer is None else "0" * 64)
         stays = receiver.publish(pcid, AFTER)
         assert receiver.tell(UPDATED, pcid).status_code == 200
@@ -347,9 +345,9 @@ def test_pcp_event_update_affects_one_edition_only(receiver: Receiver) -> None:
 
 
 def test_pcp_event_update_is_503_while_the_pool_is_unavailable(receiver: Receiver) -> None:
-    for answer in (Reply(503), DROP, refusal(500, "no")):
+    for answer in (Reply(503), CLOSE, error(500, "no")):
         pcid = new_pcid()
-        receiver.pcp.answers[f"/provisioningcertificates/{pcid}"] = answer
+        receiver.pcp.on(f"/provisioningcertificates/{pcid}", answer)
         receiver.publish(pcid, BEFORE)
         response = receiver.tell(UPDATED, pcid)
         sentences(response, 503)

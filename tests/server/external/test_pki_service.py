@@ -19,19 +19,9 @@ from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import CONTRACT, PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.issuer_map import IssuerMap
+from tests.scripted_server import CLOSE, HANG, JSON, NOT_HTTP, Reply, Scripted, error, json_reply, nowhere, text_reply
+from tests.server.external.calls import connection, with_outbound
 from tests.server.external.examples import stored_contract
-from tests.server.external.scripted_server import (
-    DROP,
-    HANG,
-    NOT_HTTP,
-    Reply,
-    ScriptedServer,
-    connection,
-    json_answer,
-    refusal,
-    unused_url,
-    with_outbound,
-)
 from tests.world import AT, b64, new_emaid, new_pcid
 from tests.x509.made import twin
 
@@ -39,7 +29,7 @@ PATH = "/opnc/v1/pki/pki/revokeCertificate"
 REASON = RevocationReason.CESSATION_OF_OPERATION
 
 
-def revoked(fake: ScriptedServer, certificate: bytes = b"certificate", seconds: float = 5.0) -> None:
+def revoked(fake: Scripted, certificate: bytes = b"certificate", seconds: float = 5.0) -> None:
     async def revoke(out: OutboundClient) -> None:
         await PKIService(connection(out, fake.url + "/opnc/v1/pki", token="token"), timeout=seconds).revoke(
             certificate, RevocationReason.KEY_COMPROMISE
@@ -48,11 +38,11 @@ def revoked(fake: ScriptedServer, certificate: bytes = b"certificate", seconds: 
     with_outbound(revoke)
 
 
-@pytest.mark.parametrize("answer", [Reply(200), Reply(204), json_answer({}), Reply(200, b"OK", "text/plain")])
-def test_pki_service_revokes_on_success_responses(fake: ScriptedServer, answer: Reply) -> None:
-    fake.answers[PATH] = answer
+@pytest.mark.parametrize("answer", [Reply(200), Reply(204), json_reply({}), text_reply(b"OK", "text/plain")])
+def test_pki_service_revokes_on_success_responses(fake: Scripted, answer: Reply) -> None:
+    fake.on(PATH, answer)
     revoked(fake)
-    (call,) = fake.calls
+    (call,) = fake.received
     assert call.method == "POST"
     assert json.loads(call.body) == {"certificate": b64(b"certificate"), "revocationReason": "keyCompromise"}
     assert call.headers["content-type"] == "application/json"
@@ -61,21 +51,21 @@ def test_pki_service_revokes_on_success_responses(fake: ScriptedServer, answer: 
 
 @pytest.mark.parametrize(
     "answer",
-    [refusal(400, "Not yours."), Reply(401), Reply(403), Reply(404), Reply(500), Reply(503), Reply(202), Reply(301),
-     refusal(200, "It did not work."), Reply(200, b"<html>Log in", "text/html"), Reply(200, b"{"),
-     Reply(200, b"A" * 100_000, "text/plain"), refusal(500, "already revoked"), refusal(400, "alreadyrevoked"),
-     DROP, NOT_HTTP],
+    [error(400, "Not yours."), Reply(401), Reply(403), Reply(404), Reply(500), Reply(503), Reply(202), Reply(301),
+     error(200, "It did not work."), text_reply(b"<html>Log in"), Reply(200, b"{", JSON),
+     text_reply(b"A" * 100_000, "text/plain"), error(500, "already revoked"), error(400, "alreadyrevoked"),
+     CLOSE, NOT_HTTP],
     ids=lambda answer: f"{answer.status}-{answer.body[:20]!r}",
 )  # fmt: skip
-def test_pki_service_raises_without_retry_on_other_responses(fake: ScriptedServer, answer: Reply) -> None:
-    fake.answers[PATH] = answer
+def test_pki_service_raises_without_retry_on_other_responses(fake: Scripted, answer: Reply) -> None:
+    fake.on(PATH, answer)
     with pytest.raises(UpstreamError):
         revoked(fake)
-    assert len(fake.calls) == 1
+    assert len(fake.received) == 1
 
 
-def test_pki_service_times_out(fake: ScriptedServer) -> None:
-    fake.answers[PATH] = HANG
+def test_pki_service_times_out(fake: Scripted) -> None:
+    fake.on(PATH, HANG)
     began = time.monotonic()
     with pytest.raises(UpstreamError, match="does not answer"):
         revoked(fake, seconds=0.3)
@@ -84,12 +74,12 @@ def test_pki_service_times_out(fake: ScriptedServer) -> None:
 
 def test_pki_service_raises_if_unreachable() -> None:
     with pytest.raises(UpstreamError, match="does not answer"):
-        with_outbound(lambda out: PKIService(connection(out, unused_url())).revoke(b"", REASON))
+        with_outbound(lambda out: PKIService(connection(out, nowhere())).revoke(b"", REASON))
 
 
 @pytest.mark.parametrize("status", [400, 409])
-def test_pki_service_accepts_already_revoked(fake: ScriptedServer, status: int) -> None:
-    fake.answers[PATH] = refusal(status, "The certificate has already been revoked.")
+def test_pki_service_accepts_already_revoked(fake: Scripted, status: int) -> None:
+    fake.on(PATH, error(status, "The certificate has already been revoked."))
     revoked(fake)
 
 
@@ -136,8 +126,8 @@ def test_is_issued_by_operator_requires_the_signature(pkis: dict[str, PKI]) -> N
     assert not is_issued_by_operator(signed, known(ours.emsp_sub2.certificate))
 
 
-def test_revoke_issued_revokes_operator_certificates_once(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
-    fake.answers[PATH] = Reply(200)
+def test_revoke_issued_revokes_operator_certificates_once(fake: Scripted, pkis: dict[str, PKI]) -> None:
+    fake.on(PATH, Reply(200))
     ours, theirs = stored_contract(pkis["iso2"]), stored_contract(pkis["other_iso2"])
     variants = [ours, theirs, ours._replace(updated_at=AT + timedelta(days=1))]
     fingerprint = pkis["iso2"].emsp_sub2.certificate.fingerprint.upper()
@@ -147,17 +137,17 @@ def test_revoke_issued_revokes_operator_certificates_once(fake: ScriptedServer, 
         # Until the CA behind the fingerprint is known, a contract of another may be one of its twin's.
         with pytest.raises(Unavailable, match="does not know yet which CA"):
             await service.revoke_issued([ours, theirs], REASON)
-        assert fake.calls == []
+        assert fake.received == []
         service.operator_cas.resolve(pkis["iso2"].emsp_sub2.certificate)
         return [certificate.der for certificate in await service.revoke_issued(variants, REASON)]
 
     assert with_outbound(revoke) == [ours.certificate]
-    assert [json.loads(call.body)["certificate"] for call in fake.calls] == [b64(ours.certificate)]
+    assert [json.loads(call.body)["certificate"] for call in fake.received] == [b64(ours.certificate)]
     assert ours.namespace is Namespace.ISO2
 
 
-def test_revoke_issued_stops_at_the_first_failure(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
-    fake.answers[PATH] = Reply(500)
+def test_revoke_issued_stops_at_the_first_failure(fake: Scripted, pkis: dict[str, PKI]) -> None:
+    fake.on(PATH, Reply(500))
     fingerprint = pkis["iso2"].emsp_sub2.certificate.fingerprint
     variants = [stored_contract(pkis["iso2"]), stored_contract(pkis["iso2"])]
 
@@ -168,7 +158,7 @@ def test_revoke_issued_stops_at_the_first_failure(fake: ScriptedServer, pkis: di
 
     with pytest.raises(UpstreamError):
         with_outbound(revoke)
-    assert len(fake.calls) == 1
+    assert len(fake.received) == 1
 
 
 # --- Reasons and settings ---
@@ -184,7 +174,9 @@ def test_revocation_reason_parses_published_values() -> None:
 
 def test_external_services_are_those_that_are_configured() -> None:
     async def build(out: OutboundClient) -> None:
-        assert ExternalServices.from_settings(Settings(), out) == ExternalServices({}, None, None, None)
+        none = ExternalServices.from_settings(Settings(), out)
+        assert none.connections == {}
+        assert not any((none.root_pool, none.provisioning_pool, none.pki_service))
         some = ExternalServices.from_settings(
             Settings(rcp_url="https://a/rcp", pcp_url="https://a/pcp", pki_url="https://a/pki"), out
         )

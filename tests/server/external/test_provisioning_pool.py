@@ -13,18 +13,9 @@ from ccp.server.external.circuit_breaker import _FAILURES
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.provisioning_pool import _MAX_CACHED, ProvisioningCertificatePool, key_fingerprint
 from ccp.testing.pki import PKI
+from tests.scripted_server import CLOSE, HANG, JSON, NOT_HTTP, Reply, Scripted, error, json_reply, text_reply
+from tests.server.external.calls import connection, with_outbound
 from tests.server.external.examples import chain_body
-from tests.server.external.scripted_server import (
-    DROP,
-    HANG,
-    NOT_HTTP,
-    Reply,
-    ScriptedServer,
-    connection,
-    json_answer,
-    refusal,
-    with_outbound,
-)
 from tests.world import AT, b64, new_pcid
 
 
@@ -35,26 +26,26 @@ class Clock:
         return self.now
 
 
-def pcp(out: OutboundClient, fake: ScriptedServer, clock: Clock | None = None) -> ProvisioningCertificatePool:
+def pcp(out: OutboundClient, fake: Scripted, clock: Clock | None = None) -> ProvisioningCertificatePool:
     url = fake.url + "/opnc/v1/pcp"
     return ProvisioningCertificatePool(connection(out, url, token="token"), clock or time.monotonic)
 
 
-def test_provisioning_pool_queries_chains_by_pcid(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
+def test_provisioning_pool_queries_chains_by_pcid(fake: Scripted, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     vehicle = pkis["iso2"].vehicle(pcid, now=AT)
-    fake.answers[f"/opnc/v1/pcp/provisioningcertificates/{pcid}"] = json_answer(chain_body(vehicle))
+    fake.on(f"/opnc/v1/pcp/provisioningcertificates/{pcid}", json_reply(chain_body(vehicle)))
     chain = with_outbound(lambda out: pcp(out, fake).get_chain(pcid))
     assert chain is not None
     assert chain.certificate == vehicle.certificate
     assert chain.sub_cas == vehicle.sub_cas
     assert chain.key_for(Namespace.ISO2) == key_fingerprint(vehicle.certificate)
     assert chain.key_for(Namespace.ISO20) is None
-    assert fake.calls[0].headers["authorization"] == "Bearer token"
+    assert fake.received[0].headers["authorization"] == "Bearer token"
 
 
 @pytest.mark.parametrize("shape", range(4))
-def test_provisioning_pool_ignores_wrappers_and_casing(fake: ScriptedServer, pkis: dict[str, PKI], shape: int) -> None:
+def test_provisioning_pool_ignores_wrappers_and_casing(fake: Scripted, pkis: dict[str, PKI], shape: int) -> None:
     pcid = new_pcid()
     vehicle = pkis["iso2"].vehicle(pcid, now=AT)
     whole = chain_body(vehicle)
@@ -62,28 +53,26 @@ def test_provisioning_pool_ignores_wrappers_and_casing(fake: ScriptedServer, pki
     chain = inner["provisioningCertificateChain"]
     published = {name.replace("CA", "Ca"): text for name, text in chain.items()}
     shapes = [inner, chain, {"provisioningCertificate": {"provisioningCertificateChain": published}}, published]
-    fake.answers["*"] = json_answer(shapes[shape])
+    fake.on("*", json_reply(shapes[shape]))
     found = with_outbound(lambda out: pcp(out, fake).get_chain(pcid))
     assert found is not None
     assert found.sub_cas == vehicle.sub_cas
 
 
-def test_provisioning_pool_accepts_chains_without_sub_cas(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
+def test_provisioning_pool_accepts_chains_without_sub_cas(fake: Scripted, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     vehicle = pkis["iso2"].vehicle(pcid, now=AT)
-    fake.answers["*"] = json_answer({"certificate": b64(vehicle.certificate.der)})
+    fake.on("*", json_reply({"certificate": b64(vehicle.certificate.der)}))
     found = with_outbound(lambda out: pcp(out, fake).get_chain(pcid))
     assert found is not None
     assert found.sub_cas == ()
 
 
-def test_provisioning_chain_edition_is_named_or_inferred_from_the_key(
-    fake: ScriptedServer, pkis: dict[str, PKI]
-) -> None:
+def test_provisioning_chain_edition_is_named_or_inferred_from_the_key(fake: Scripted, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
 
     def edition(name: str, **more: Any) -> Namespace:
-        fake.answers["*"] = json_answer(chain_body(pkis[name].vehicle(pcid, now=AT), **more))
+        fake.on("*", json_reply(chain_body(pkis[name].vehicle(pcid, now=AT), **more)))
         chain = with_outbound(lambda out: pcp(out, fake).get_chain(pcid))
         assert chain is not None
         return chain.namespace
@@ -95,49 +84,49 @@ def test_provisioning_chain_edition_is_named_or_inferred_from_the_key(
     assert edition("iso20", xsdMsgDefNamespace="nonsense") is Namespace.ISO20
 
 
-def test_provisioning_pool_caches_chains_and_bypasses_the_cache(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
+def test_provisioning_pool_caches_chains_and_bypasses_the_cache(fake: Scripted, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     old, new = (pkis["iso2"].vehicle(pcid, now=AT) for _ in range(2))
-    fake.answers["*"] = json_answer(chain_body(old))
+    fake.on("*", json_reply(chain_body(old)))
 
     async def visit(out: OutboundClient) -> list[Any]:
         clock = Clock()
         pool = pcp(out, fake, clock)
         seen = [await pool.get_chain(pcid)]
-        fake.answers["*"] = json_answer(chain_body(new))
+        fake.on("*", json_reply(chain_body(new)))
         seen.append(await pool.get_chain(pcid))
         seen.append(await pool.get_chain(pcid, fresh=True))
-        fake.answers["*"] = json_answer(chain_body(old))
+        fake.on("*", json_reply(chain_body(old)))
         pool.invalidate(pcid)
         seen.append(await pool.get_chain(pcid))
-        fake.answers["*"] = json_answer(chain_body(new))
+        fake.on("*", json_reply(chain_body(new)))
         clock.now += 60
         seen.append(await pool.get_chain(pcid))
         return [chain.certificate for chain in seen]
 
     assert with_outbound(visit) == [one.certificate for one in (old, old, new, old, new)]
-    assert len(fake.calls) == 4
+    assert len(fake.received) == 4
 
 
 @pytest.mark.parametrize("status", [404, 403, 302])
-def test_provisioning_pool_caches_unknown_vehicles(fake: ScriptedServer, pkis: dict[str, PKI], status: int) -> None:
+def test_provisioning_pool_caches_unknown_vehicles(fake: Scripted, pkis: dict[str, PKI], status: int) -> None:
     pcid = new_pcid()
-    fake.answers["*"] = refusal(status, "The OEM provisioning certificate with given PCID is not found.")
+    fake.on("*", error(status, "The OEM provisioning certificate with given PCID is not found."))
 
     async def visit(out: OutboundClient) -> bool:
         clock = Clock()
         pool = pcp(out, fake, clock)
         assert await pool.get_chain(pcid) is None
-        fake.answers["*"] = json_answer(chain_body(pkis["iso2"].vehicle(pcid, now=AT)))
+        fake.on("*", json_reply(chain_body(pkis["iso2"].vehicle(pcid, now=AT))))
         assert await pool.get_chain(pcid) is None
         clock.now += 10
         return await pool.get_chain(pcid) is not None
 
     assert with_outbound(visit)
-    assert len(fake.calls) == 2
+    assert len(fake.received) == 2
 
 
-def test_provisioning_pool_cache_is_bounded(fake: ScriptedServer) -> None:
+def test_provisioning_pool_cache_is_bounded(fake: Scripted) -> None:
     async def visit(out: OutboundClient) -> int:
         pool = pcp(out, fake, Clock())
         for number in range(_MAX_CACHED + 5):
@@ -153,30 +142,30 @@ def _broken(pki: PKI) -> dict[str, Reply]:
     return {
         "500": Reply(500),
         "503": Reply(503),
-        "drop": DROP,
+        "drop": CLOSE,
         "not http": NOT_HTTP,
-        "not json": Reply(200, b"<html>", "text/html"),
+        "not json": text_reply(b"<html>"),
         "empty": Reply(200),
-        "nothing in it": json_answer({}),
-        "not an object": json_answer([5]),
-        "no certificate": json_answer({"certificate": "AAAA"}),
-        "number": json_answer({"certificate": 5}),
-        "another vehicle's": json_answer(chain_body(stranger)),
-        "too large": Reply(200, b'"' + b"A" * 100_000 + b'"'),
+        "nothing in it": json_reply({}),
+        "not an object": json_reply([5]),
+        "no certificate": json_reply({"certificate": "AAAA"}),
+        "number": json_reply({"certificate": 5}),
+        "another vehicle's": json_reply(chain_body(stranger)),
+        "too large": Reply(200, b'"' + b"A" * 100_000 + b'"', JSON),
     }
 
 
 @pytest.mark.parametrize("how", range(12))
-def test_provisioning_pool_failure_is_none_or_an_error(fake: ScriptedServer, pkis: dict[str, PKI], how: int) -> None:
-    fake.answers["*"] = list(_broken(pkis["iso2"]).values())[how]
+def test_provisioning_pool_failure_is_none_or_an_error(fake: Scripted, pkis: dict[str, PKI], how: int) -> None:
+    fake.on("*", list(_broken(pkis["iso2"]).values())[how])
     pcid = new_pcid()
     assert with_outbound(lambda out: pcp(out, fake).get_chain(pcid)) is None
     with pytest.raises(UpstreamError):
         with_outbound(lambda out: pcp(out, fake).fetch_chain(pcid))
 
 
-def test_provisioning_pool_circuit_opens_after_timeouts(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
-    fake.answers["*"] = HANG
+def test_provisioning_pool_circuit_opens_after_timeouts(fake: Scripted, pkis: dict[str, PKI]) -> None:
+    fake.on("*", HANG)
     pcid = new_pcid()
 
     async def visit(out: OutboundClient) -> list[float]:
@@ -187,7 +176,7 @@ def test_provisioning_pool_circuit_opens_after_timeouts(fake: ScriptedServer, pk
             began = time.monotonic()
             assert await pool.get_chain(pcid, timeout=1.0 if attempt == 0 else 0.1) is None
             times.append(time.monotonic() - began)
-        fake.answers["*"] = json_answer(chain_body(pkis["iso2"].vehicle(pcid, now=AT)))
+        fake.on("*", json_reply(chain_body(pkis["iso2"].vehicle(pcid, now=AT))))
         clock.now += 10
         assert await pool.get_chain(pcid) is not None
         return times
@@ -195,7 +184,7 @@ def test_provisioning_pool_circuit_opens_after_timeouts(fake: ScriptedServer, pk
     times = with_outbound(visit)
     assert 0.9 < times[0] < 1.5
     assert times[-1] < 0.05
-    assert len(fake.calls) == _FAILURES + 1
+    assert len(fake.received) == _FAILURES + 1
 
 
 def test_key_fingerprint_depends_on_the_key_only(pkis: dict[str, PKI]) -> None:

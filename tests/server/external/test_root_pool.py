@@ -13,36 +13,37 @@ from ccp.server.external.root_pool import RootCertificatePool, RootList
 from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
-from tests.server.external.scripted_server import (
-    DROP,
+from tests.scripted_server import (
+    CLOSE,
+    JSON,
     NOT_HTTP,
-    Answers,
-    Call,
+    Received,
     Reply,
-    ScriptedServer,
-    connection,
-    json_answer,
-    refusal,
-    unused_url,
-    with_outbound,
+    Script,
+    Scripted,
+    error,
+    json_reply,
+    nowhere,
+    text_reply,
 )
+from tests.server.external.calls import connection, with_outbound
 from tests.world import b64
 
 PATH = "/opnc/v1/rcp/rootcertificates"
 
 
-def roots(fake: ScriptedServer, answers: Answers) -> RootList:
-    fake.answers[PATH] = answers
+def roots(fake: Scripted, answers: Script) -> RootList:
+    fake.on(PATH, answers)
     return with_outbound(
         lambda out: RootCertificatePool(connection(out, fake.url + "/opnc/v1/rcp/", token="token")).list_roots()
     )
 
 
-def by_type(**entries: list[Any]) -> Callable[[Call], Reply]:
+def by_type(**entries: list[Any]) -> Callable[[Received], Reply]:
     """A pool that knows the filter; entries: by pkiType."""
 
-    def answer(call: Call) -> Reply:
-        return json_answer({"rootCertificateCollection": entries.get(call.query["pkiType"][0], [])})
+    def answer(call: Received) -> Reply:
+        return json_reply({"rootCertificateCollection": entries.get(call.query["pkiType"][0], [])})
 
     return answer
 
@@ -51,13 +52,13 @@ def roles_by_fingerprint(found: RootList) -> dict[str, set[str]]:
     return {one.certificate.fingerprint: {role.value for role in one.roles} for one in found.roots}
 
 
-def test_root_pool_queries_each_role_with_the_token(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
+def test_root_pool_queries_each_role_with_the_token(fake: Scripted, pkis: dict[str, PKI]) -> None:
     roots(fake, by_type(v2g=[{"caCertificate": b64(pkis["iso2"].v2g_root.certificate.der)}]))
-    assert [call.query for call in fake.calls] == [{"pkiType": [role.value]} for role in AnchorRole]
-    assert {call.headers["authorization"] for call in fake.calls} == {"Bearer token"}
+    assert [call.query for call in fake.received] == [{"pkiType": [role.value]} for role in AnchorRole]
+    assert {call.headers["authorization"] for call in fake.received} == {"Bearer token"}
 
 
-def test_root_pool_entry_without_types_gets_the_queried_role(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
+def test_root_pool_entry_without_types_gets_the_queried_role(fake: Scripted, pkis: dict[str, PKI]) -> None:
     v2g, oem = pkis["iso2"].v2g_root.certificate, pkis["iso2"].oem_root.certificate
     both = [{"caCertificate": b64(v2g.der)}, {"caCertificate": b64(oem.der)}]
     found = roots(fake, by_type(v2g=both[:1], oem=both))
@@ -78,7 +79,7 @@ def test_root_pool_entry_without_types_gets_the_queried_role(fake: ScriptedServe
     ],
 )
 def test_root_pool_entry_types_override_the_queried_role(
-    fake: ScriptedServer, pkis: dict[str, PKI], words: dict[str, Any], roles: set[str]
+    fake: Scripted, pkis: dict[str, PKI], words: dict[str, Any], roles: set[str]
 ) -> None:
     certificate = pkis["iso2"].v2g_root.certificate
     entry = {"caCertificate": b64(certificate.der), **words}
@@ -87,17 +88,15 @@ def test_root_pool_entry_types_override_the_queried_role(
     assert not found.unusable
 
 
-def test_root_pool_without_filter_gives_no_role_to_entries_without_types(
-    fake: ScriptedServer, pkis: dict[str, PKI]
-) -> None:
+def test_root_pool_without_filter_gives_no_role_to_entries_without_types(fake: Scripted, pkis: dict[str, PKI]) -> None:
     plain, typed = pkis["iso2"].v2g_root.certificate, pkis["iso2"].oem_root.certificate
     entries = [{"caCertificate": b64(plain.der)}, {"caCertificate": b64(typed.der), "rootTypeList": ["OEM"]}]
-    found = roots(fake, json_answer({"rootCertificateCollection": entries}))
+    found = roots(fake, json_reply({"rootCertificateCollection": entries}))
     assert roles_by_fingerprint(found) == {plain.fingerprint: set(), typed.fingerprint: {"oem"}}
     assert found.unusable == (f"The pool does not say what certificate {plain.display_name} is for.",)
 
 
-def test_root_pool_reports_unknown_types_and_gives_no_role(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
+def test_root_pool_reports_unknown_types_and_gives_no_role(fake: Scripted, pkis: dict[str, PKI]) -> None:
     certificate = pkis["iso2"].v2g_root.certificate
     found = roots(fake, by_type(v2g=[{"caCertificate": b64(certificate.der), "rootType": "everything"}]))
     assert roles_by_fingerprint(found) == {certificate.fingerprint: set()}
@@ -120,9 +119,9 @@ def _shapes(certificate: Certificate) -> list[Any]:
 
 
 @pytest.mark.parametrize("shape", range(9))
-def test_root_pool_reads_every_known_response_shape(fake: ScriptedServer, pkis: dict[str, PKI], shape: int) -> None:
+def test_root_pool_reads_every_known_response_shape(fake: Scripted, pkis: dict[str, PKI], shape: int) -> None:
     certificate = pkis["iso2"].v2g_root.certificate
-    found = roots(fake, json_answer(_shapes(certificate)[shape]))
+    found = roots(fake, json_reply(_shapes(certificate)[shape]))
     assert roles_by_fingerprint(found) == {certificate.fingerprint: {"v2g"}}
     assert not found.unusable
 
@@ -133,7 +132,7 @@ def test_root_pool_reads_every_known_response_shape(fake: ScriptedServer, pkis: 
      {"caCertificate": "A" * 100_000}, {"caCertificate": "-----BEGIN CERTIFICATE-----"}, {"rootCertificate": 5}],
 )  # fmt: skip
 def test_root_pool_reports_unreadable_entries_and_keeps_the_others(
-    fake: ScriptedServer, pkis: dict[str, PKI], entry: Any
+    fake: Scripted, pkis: dict[str, PKI], entry: Any
 ) -> None:
     certificate = pkis["iso2"].v2g_root.certificate
     found = roots(fake, by_type(v2g=[entry, {"caCertificate": b64(certificate.der)}]))
@@ -144,17 +143,17 @@ def test_root_pool_reports_unreadable_entries_and_keeps_the_others(
 
 @pytest.mark.parametrize(
     "answer",
-    [Reply(404), json_answer({"rootCertificateCollection": []}), Reply(500), refusal(401, "no"), Reply(302),
-     Reply(200, b"<html>", "text/html"), json_answer({}), json_answer(5), json_answer({"rootCertificateCollection": 5}),
-     DROP, NOT_HTTP, Reply(200, b'{"a":"' + b"A" * 5_000_000 + b'"}')],
+    [Reply(404), json_reply({"rootCertificateCollection": []}), Reply(500), error(401, "no"), Reply(302),
+     text_reply(b"<html>"), json_reply({}), json_reply(5), json_reply({"rootCertificateCollection": 5}),
+     CLOSE, NOT_HTTP, Reply(200, b'{"a":"' + b"A" * 5_000_000 + b'"}', JSON)],
     ids=lambda answer: f"{answer.status}-{answer.body[:12]!r}",
 )  # fmt: skip
-def test_root_pool_raises_for_useless_responses(fake: ScriptedServer, answer: Reply) -> None:
+def test_root_pool_raises_for_useless_responses(fake: Scripted, answer: Reply) -> None:
     with pytest.raises(UpstreamError):
         roots(fake, answer)
 
 
-def test_root_pool_raises_if_one_role_fails(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
+def test_root_pool_raises_if_one_role_fails(fake: Scripted, pkis: dict[str, PKI]) -> None:
     fine = by_type(v2g=[{"caCertificate": b64(pkis["iso2"].v2g_root.certificate.der)}])
     with pytest.raises(UpstreamError):
         roots(fake, lambda call: Reply(503) if call.query["pkiType"] == ["oem"] else fine(call))
@@ -162,4 +161,4 @@ def test_root_pool_raises_if_one_role_fails(fake: ScriptedServer, pkis: dict[str
 
 def test_root_pool_raises_if_unreachable() -> None:
     with pytest.raises(UpstreamError, match="does not answer"):
-        with_outbound(lambda out: RootCertificatePool(connection(out, unused_url())).list_roots())
+        with_outbound(lambda out: RootCertificatePool(connection(out, nowhere())).list_roots())

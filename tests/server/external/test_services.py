@@ -17,16 +17,8 @@ from ccp.server.http.routes.pcp_webhook import PATH
 from ccp.server.storage.queries import anchors
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
+from tests.scripted_server import CLOSE, HANG, JSON, Reply, Scripted, error, json_reply, scripted
 from tests.server.external.examples import provisioning_event, serve_chain
-from tests.server.external.scripted_server import (
-    DROP,
-    HANG,
-    Reply,
-    ScriptedServer,
-    json_answer,
-    refusal,
-    scripted_server,
-)
 from tests.server.http.api.answers import sentences
 from tests.world import AT, Pool, again, b64, new_pcid, start
 
@@ -34,19 +26,19 @@ SECRET = "webhook"
 
 
 @pytest.fixture(scope="module")
-def pki_service() -> Iterator[ScriptedServer]:
-    with scripted_server() as fake:
+def pki_service() -> Iterator[Scripted]:
+    with scripted() as fake:
         yield fake
 
 
 @pytest.fixture(scope="module")
-def pcp() -> Iterator[ScriptedServer]:
-    with scripted_server() as fake:
+def pcp() -> Iterator[Scripted]:
+    with scripted() as fake:
         yield fake
 
 
 @pytest.fixture(scope="module")
-def around(pkis: dict[str, PKI], pki_service: ScriptedServer, pcp: ScriptedServer) -> Iterator[Pool]:
+def around(pkis: dict[str, PKI], pki_service: Scripted, pcp: Scripted) -> Iterator[Pool]:
     options = {
         "pki_url": pki_service.url + "/opnc/v1/pki",
         "pcp_url": pcp.url,
@@ -61,25 +53,25 @@ def around(pkis: dict[str, PKI], pki_service: ScriptedServer, pcp: ScriptedServe
 REVOKE = "/opnc/v1/pki/pki/revokeCertificate"
 
 
-def test_delete_revokes_first_with_the_given_reason(around: Pool, pki_service: ScriptedServer) -> None:
-    pki_service.answers[REVOKE] = Reply(200)
+def test_delete_revokes_first_with_the_given_reason(around: Pool, pki_service: Scripted) -> None:
+    pki_service.on(REVOKE, Reply(200))
     contract = around.publish(around.car())
-    pki_service.calls.clear()
+    pki_service.received.clear()
     answer = around.emsp.delete(f"/signedcontractdata/{contract.emaid}", headers={"X-Revocation-Reason": "superseded"})
     assert answer.status_code == 200
-    (call,) = pki_service.calls
+    (call,) = pki_service.received
     assert json.loads(call.body) == {"certificate": b64(contract.certificate), "revocationReason": "superseded"}
     assert around.stored(contract.emaid) == 0
     contract = around.publish(around.car())
     assert around.emsp.delete(f"/signedcontractdata/{contract.emaid}").status_code == 200
-    assert json.loads(pki_service.calls[-1].body)["revocationReason"] == "cessationOfOperation"
+    assert json.loads(pki_service.received[-1].body)["revocationReason"] == "cessationOfOperation"
 
 
 def test_delete_is_502_if_the_pki_service_hangs(
-    pkis: dict[str, PKI], pki_service: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+    pkis: dict[str, PKI], pki_service: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ccp.server.external.pki_service.REVOKE_TIMEOUT", 0.3)
-    pki_service.answers[REVOKE] = HANG
+    pki_service.on(REVOKE, HANG)
     cas = (pkis["iso2"].emsp_sub2.certificate.fingerprint,)
     with start(pkis, pki_url=pki_service.url + "/opnc/v1/pki", operator_cas=cas) as pool:
         contract = pool.publish(pool.car())
@@ -90,9 +82,9 @@ def test_delete_is_502_if_the_pki_service_hangs(
         assert pool.stored(contract.emaid) == 1
 
 
-@pytest.mark.parametrize("reply", [refusal(400, "no"), Reply(500), DROP, Reply(200, b"{")])
-def test_delete_is_502_if_the_revocation_fails(around: Pool, pki_service: ScriptedServer, reply: Reply) -> None:
-    pki_service.answers[REVOKE] = reply
+@pytest.mark.parametrize("reply", [error(400, "no"), Reply(500), CLOSE, Reply(200, b"{", JSON)])
+def test_delete_is_502_if_the_revocation_fails(around: Pool, pki_service: Scripted, reply: Reply) -> None:
+    pki_service.on(REVOKE, reply)
     contract = around.publish(around.car())
     sentences(around.emsp.delete(f"/signedcontractdata/{contract.emaid}"), 502)
     assert around.stored(contract.emaid) == 1
@@ -100,19 +92,17 @@ def test_delete_is_502_if_the_revocation_fails(around: Pool, pki_service: Script
     assert skipped.status_code == 200
 
 
-def test_delete_does_not_revoke_certificates_of_other_cas(around: Pool, pki_service: ScriptedServer) -> None:
-    pki_service.calls.clear()
+def test_delete_does_not_revoke_certificates_of_other_cas(around: Pool, pki_service: Scripted) -> None:
+    pki_service.received.clear()
     contract = around.publish(around.car(), signer="other_iso2")
     assert around.emsp.delete(f"/signedcontractdata/{contract.emaid}").status_code == 200
-    assert pki_service.calls == []
+    assert pki_service.received == []
     contract = around.publish(around.car())
     answer = around.emsp.delete(f"/signedcontractdata/{contract.emaid}", headers={"X-Revocation-Reason": "whatever"})
     assert "X-Revocation-Reason" in sentences(answer, 400)[0]
 
 
-def test_delivery_uses_sub_cas_from_the_provisioning_pool(
-    around: Pool, pcp: ScriptedServer, pkis: dict[str, PKI]
-) -> None:
+def test_delivery_uses_sub_cas_from_the_provisioning_pool(around: Pool, pcp: Scripted, pkis: dict[str, PKI]) -> None:
     from ccp.testing.pki import SUB_CA2
 
     sub2 = pkis["iso2"].oem_sub1.issue("OEM Sub2 CA NEW", SUB_CA2, now=AT)
@@ -126,7 +116,7 @@ def test_delivery_uses_sub_cas_from_the_provisioning_pool(
 
 
 def test_delivery_refuses_vehicles_and_contracts_with_an_old_key(
-    around: Pool, pcp: ScriptedServer, pkis: dict[str, PKI]
+    around: Pool, pcp: Scripted, pkis: dict[str, PKI]
 ) -> None:
     car = around.car()
     serve_chain(pcp, car)
@@ -147,17 +137,17 @@ def test_delivery_continues_if_the_provisioning_pool_hangs(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ccp.server.external.provisioning_pool.PUBLICATION_TIMEOUT", 0.2)
-    with scripted_server() as silent, start(pkis, pcp_url=silent.url, require_known_vehicle=False) as pool:
-        silent.answers["*"] = HANG
+    with scripted() as silent, start(pkis, pcp_url=silent.url, require_known_vehicle=False) as pool:
+        silent.on("*", HANG)
         car = pool.car()
         contract = pool.publish(car)
         began = time.monotonic()
         assert pool.ask(car)[0]["emaid"] == contract.emaid
         assert 0.9 < time.monotonic() - began < 2
-        assert len(silent.calls) == 2
+        assert len(silent.received) == 2
 
 
-def test_provisioning_pool_event_removes_contracts(around: Pool, pcp: ScriptedServer) -> None:
+def test_provisioning_pool_event_removes_contracts(around: Pool, pcp: Scripted) -> None:
     car = around.car()
     serve_chain(pcp, car)
     around.publish(car)
@@ -182,12 +172,12 @@ def test_openapi_description_names_the_pcp_event_path(around: Pool) -> None:
 
 def test_server_synchronises_roots_on_schedule(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ccp.server.trust.root_sync._MAX_FIRST_DELAY", 0.01)
-    with scripted_server() as rcp:
+    with scripted() as rcp:
         entries = [
             {"caCertificate": b64(certificate.der), "rootTypeList": [role.value.upper()]}
             for role, certificate in pkis["stranger"].trust_list()
         ]
-        rcp.answers["/rootcertificates"] = json_answer({"rootCertificateCollection": entries})
+        rcp.on("/rootcertificates", json_reply({"rootCertificateCollection": entries}))
         with start(pkis, rcp_url=rcp.url) as pool:
             contract = pool.contract(pool.car(), signer="stranger")
             deadline = time.monotonic() + 30

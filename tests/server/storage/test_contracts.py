@@ -429,9 +429,9 @@ def test_publish_by_a_second_provider_marks_the_event_as_contested(url: str) -> 
     done = publish(url, variant(FOREIGN))
     assert (done.default_provider, done.contesting_providers) == ("DEEXA", {"NLEXB"})
     payloads = [
-        json.loads(payload).get("contested") for (payload,) in sql(url, "select payload from outbox order by rev")
+        json.loads(payload).get("members") for (payload,) in sql(url, "select payload from outbox order by rev")
     ]
-    assert payloads == [None, None, True]
+    assert payloads == [None, None, {"contested": True}]
 
 
 # --- Provisioning events ---------------------------------------------------------------------------------------------

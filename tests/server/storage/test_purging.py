@@ -113,7 +113,7 @@ def test_purge_queries_use_indexes(filled: str) -> None:
     """Without them a purge reads every row of evidence, one for each certificate that was ever seen."""
     as_if_large(filled)
     assert "evidence_revoked" in plans(filled, queries.revoked())
-    assert "contract_expiry" in plans(filled, queries.expired(AT))
+    assert "contract_validity" in plans(filled, queries.expired(AT))
     if filled.startswith("sqlite"):
         every = plans(filled, queries.revoked()) + plans(filled, queries.expired(AT))
         assert "SCAN" not in every

@@ -217,8 +217,8 @@ def test_anchor_added_twice_changes_nothing(url: str) -> None:
 
 def test_anchor_is_removed_for_one_role_or_all(url: str) -> None:
     write(url, *(anchors.add(trusted(role)) for role in ("v2g", "emsp", "oem")), anchors.add(trusted("v2g", "cd" * 32)))
-    assert write(url, anchors.remove("ab" * 32, "oem")) == ["oem"]
-    assert write(url, anchors.remove("ab" * 32)) == ["emsp", "v2g"]
+    assert write(url, anchors.remove("ab" * 32, "oem", now=AT)) == ["oem"]
+    assert write(url, anchors.remove("ab" * 32, now=AT)) == ["emsp", "v2g"]
     assert [entry.fingerprint for entry in read(url, anchors.list_all())] == ["cd" * 32]
 
 
@@ -227,7 +227,7 @@ def test_anchor_that_is_not_trusted_cannot_be_removed(url: str, fingerprint: str
     write(url, anchors.add(trusted("v2g")))
     before = read(url, change_counters.read_all())
     with pytest.raises(NotFound, match=f"No certificate with the fingerprint {fingerprint} is trusted"):
-        write(url, anchors.remove(fingerprint, role))
+        write(url, anchors.remove(fingerprint, role, now=AT))
     assert read(url, change_counters.read_all()) == before
     assert len(read(url, anchors.list_all())) == 1
 
@@ -258,5 +258,5 @@ def test_change_counters_count_the_changes_of_their_table_only(url: str) -> None
     assert read(url, change_counters.read_all()) == {"webhooks": 0}
     add(url, party("A", PartyRole.CPO))
     write(url, parties.disable("A"), anchors.add(trusted("v2g")), signing_keys.ensure(TokenKey("k", "p", AT)))
-    write(url, anchors.remove("ab" * 32), signing_keys.ensure(TokenKey("other", "p", AT)))
+    write(url, anchors.remove("ab" * 32, now=AT), signing_keys.ensure(TokenKey("other", "p", AT)))
     assert read(url, change_counters.read_all()) == {"parties": 2, "anchors": 2, "token_keys": 1, "webhooks": 0}

@@ -41,7 +41,7 @@ def test_trust_store_refresh_replaces_the_snapshot(tmp_path: Path, pki: PKI) -> 
             verify_car(before, pki)
         assert after.version == before.version + 1
         assert after.by_role(AnchorRole.OEM) == (pki.oem_root.certificate,)
-        await store.write(anchors.remove(pki.oem_root.certificate.fingerprint))
+        await store.write(anchors.remove(pki.oem_root.certificate.fingerprint, now=AT))
         await trust.refresh()
         with pytest.raises(ChainError):
             verify_car(trust.anchors, pki)

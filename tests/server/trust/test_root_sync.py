@@ -23,7 +23,8 @@ from ccp.server.trust.root_sync import RootSyncResult, root_sync_task, sync_root
 from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
-from tests.server.external.scripted_server import Call, Reply, ScriptedServer, connection, json_answer, scripted_server
+from tests.scripted_server import Received, Reply, Scripted, json_reply, scripted
+from tests.server.external.calls import connection
 from tests.server.trust.root_files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
 from tests.world import AT, b64
 
@@ -31,15 +32,15 @@ from tests.world import AT, b64
 class World:
     """A store, and a Root Certificate Pool that lists what `lists` holds."""
 
-    def __init__(self, database: Path, fake: ScriptedServer) -> None:
+    def __init__(self, database: Path, fake: Scripted) -> None:
         self.url = f"sqlite:///{database}"
         self.fake = fake
         self.lists: list[dict[str, Any]] = []
-        fake.answers["/rcp/rootcertificates"] = self._answer
+        fake.on("/rcp/rootcertificates", self._answer)
         schema.upgrade(self.url)
 
-    def _answer(self, call: Call) -> Reply:
-        return json_answer({"rootCertificateCollection": self.lists})
+    def _answer(self, call: Received) -> Reply:
+        return json_reply({"rootCertificateCollection": self.lists})
 
     def list(self, certificate: Certificate, *types: str) -> None:
         self.lists.append({"caCertificate": b64(certificate.der), "rootTypeList": list(types)})
@@ -75,7 +76,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    with scripted_server() as fake:
+    with scripted() as fake:
         yield World(tmp_path / "ccp.db", fake)
 
 
@@ -194,15 +195,15 @@ def test_root_sync_task_adds_only_and_survives_failures(world: World, monkeypatc
     async def run() -> None:
         store, outbound = connect(world.url), OutboundClient()
         await store.open()
-        world.fake.answers["/rcp/rootcertificates"] = Reply(503)
+        world.fake.on("/rcp/rootcertificates", Reply(503))
         rcp = RootCertificatePool(connection(outbound, world.fake.url + "/rcp"))
         background = BackgroundTasks()
         background.add(root_sync_task(store, rcp, 0.05, lambda: datetime.now(UTC)))
         try:
             async with asyncio.timeout(8):
-                while len(world.fake.calls) < 2:  # noqa: ASYNC110  it counts in another thread
+                while len(world.fake.received) < 2:  # noqa: ASYNC110  it counts in another thread
                     await asyncio.sleep(0.01)
-                world.fake.answers["/rcp/rootcertificates"] = world._answer
+                world.fake.on("/rcp/rootcertificates", world._answer)
                 for number, certificate in enumerate((one, two), start=2):
                     world.list(certificate, "V2G")
                     while len(await store.read(anchors.list_all())) < number:  # noqa: ASYNC110

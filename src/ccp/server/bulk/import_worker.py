@@ -26,7 +26,7 @@ from ccp.errors import CCPError, Unavailable
 from ccp.ids import EMAID
 from ccp.schemas.error_messages import error_messages
 from ccp.schemas.json_bodies import read_body
-from ccp.schemas.opnc import SignedContractData
+from ccp.schemas.publication import SignedContractDataOrXML
 from ccp.server import logging
 from ccp.server.bulk.messages import (
     AcceptedLine,
@@ -61,8 +61,8 @@ _log = structlog.get_logger("ccp.server.bulk")
 _NICENESS: Final = 10  # On a machine that also serves, checks of an import use what vehicles' requests leave.
 
 
-class ImportedLine(SignedContractData):
-    """A line of an import: a body of PUT, and a member that an export adds."""
+class ImportedLine(SignedContractDataOrXML):
+    """A line of an import: a body of PUT in either dialect, and a member that an export adds."""
 
     defaultContract: StrictBool | None = None
 
@@ -196,7 +196,7 @@ async def check_line(
             emaid=body.emaid,
             pcid=body.pcid,
             namespace=body.xsdMsgDefNamespace,
-            message=body.certificateInstallationRes,
+            message=body.message,
             root=body.cpsV2GRootCertificateFingerprint,
             metadata=body.metaData,
             now=now,

@@ -40,6 +40,12 @@ class AdminOperation(StrEnum):
     GET_ROLES = "GetRoles"
 
 
+class OCPPOperation(StrEnum):
+    """The operations that take payloads of OCPP, by their names there."""
+
+    GET_15118_EV_CERTIFICATE = "Get15118EVCertificate"
+
+
 class MonitoringOperation(StrEnum):
     """Operations for monitoring."""
 
@@ -63,7 +69,7 @@ class EnrolmentOperation(StrEnum):
 
 
 class EventOperation(StrEnum):
-    """The operations of the event service, by their names in the API; the last three are extensions."""
+    """The operations of the event service, by their names in the API; the last one is an extension."""
 
     POST_ENDPOINT = "PostEndpoint"
     GET_ENDPOINTS = "GetEndpoints"
@@ -71,8 +77,6 @@ class EventOperation(StrEnum):
     UPDATE_ENDPOINT = "UpdateEndpointById"
     DELETE_ENDPOINT = "DeleteEndpointById"
     GET_DELIVERIES = "GetEndpointDeliveries"
-    ROTATE_SECRET = "RotateEndpointSecret"  # noqa: S105  a name, not a secret
-    PING = "PingEndpoint"
 
 
 Subject: TypeAlias = EMAID | PCID | None
@@ -129,20 +133,20 @@ MONITORING_TABLE: Final[Mapping[MonitoringOperation, Mapping[PartyRole, Rule]]] 
 }
 """The table of monitoring operations."""
 
+OCPP_TABLE: Final[Mapping[OCPPOperation, Mapping[PartyRole, Rule]]] = {
+    OCPPOperation.GET_15118_EV_CERTIFICATE: {PartyRole.CPO: _any_vehicle}
+}
+"""The table of the operations of OCPP. Pools forward requests in OPNC or OPCP."""
+
 PUBLIC_ROOT_TABLE: Final[Mapping[PublicRootOperation, Mapping[PartyRole, Rule]]] = {
     operation: dict.fromkeys(PartyRole, _trusted_roots) for operation in PublicRootOperation
 }
 """The table of operations for every party."""
 
-SUBSCRIBING_ROLES: Final = (PartyRole.EMSP, PartyRole.OEM, PartyRole.CPO, PartyRole.CPS, PartyRole.CCP)
-"""The roles that may subscribe to events: those of the OPNC authentication document, and other pools.
-
-Which events a role may subscribe to: `ccp.schemas.event_types.audience`.
-"""
 EVENT_TABLE: Final[Mapping[EventOperation, Mapping[PartyRole, Rule]]] = {
-    operation: dict.fromkeys(SUBSCRIBING_ROLES, _own_webhooks) for operation in EventOperation
+    operation: {PartyRole.EMSP: _own_webhooks, PartyRole.OEM: _own_webhooks} for operation in EventOperation
 }
-"""The table of the event service. `ccp.server.events.webhooks` checks who owns a webhook, and of which events."""
+"""The table of the event service. `ccp.server.events.webhooks` checks who owns a webhook."""
 
 ENROLMENT_TABLE: Final[Mapping[EnrolmentOperation, Mapping[PartyRole, Rule]]] = {
     operation: {PartyRole.CPO: _own_stations} for operation in EnrolmentOperation
@@ -150,12 +154,21 @@ ENROLMENT_TABLE: Final[Mapping[EnrolmentOperation, Mapping[PartyRole, Rule]]] = 
 """The table of EST. `ccp.server.pool.enrolment` checks whose charging station a request names."""
 
 AnyOperation: TypeAlias = (
-    Operation | AdminOperation | MonitoringOperation | PublicRootOperation | EventOperation | EnrolmentOperation
+    Operation
+    | OCPPOperation
+    | AdminOperation
+    | MonitoringOperation
+    | PublicRootOperation
+    | EventOperation
+    | EnrolmentOperation
 )
+VEHICLE_OPERATIONS: Final = frozenset[AnyOperation]({Operation.DELIVER, OCPPOperation.GET_15118_EV_CERTIFICATE})
+"""Operations that answer a vehicle, which waits five seconds."""
 
 _TABLES: Final = dict[AnyOperation, Mapping[PartyRole, Rule]](
     (
         *ROLE_TABLE.items(),
+        *OCPP_TABLE.items(),
         *EVENT_TABLE.items(),
         *ENROLMENT_TABLE.items(),
         *ADMIN_TABLE.items(),

@@ -14,7 +14,7 @@ from ccp.server.domain.parties import OWNED_PROVIDER, OWNED_WMI, Party, PartyRol
 
 
 class EventKind(StrEnum):
-    """The event types by their published names: the first three for OEMs, the others for eMSPs."""
+    """The event types by name: `oem.…` for OEMs, `emsp.…` for eMSPs, `root.…` for parties of every role."""
 
     CREATED = "oem.contract.created"
     UPDATED = "oem.contract.updated"
@@ -28,30 +28,23 @@ class EventKind(StrEnum):
     PROVISIONING_UPDATED = "emsp.prov.cert.updated"
     PROVISIONING_DELETED = "emsp.prov.cert.deleted"
     FACTORY_RESET = "emsp.prov.cert.factory.reset"
+    EXPIRING = "emsp.contract.expiring"
+    UNDELIVERABLE = "emsp.contract.undeliverable"
+    CONTESTED = "oem.vehicle.contested"
+    ROOT_ADDED = "root.cert.added"
+    ROOT_EXPIRED = "root.cert.expired"
+    ROOT_REVOKED = "root.cert.revoked"
 
     @property
-    def role(self) -> PartyRole:
-        """The role of the parties that may subscribe to the event."""
+    def role(self) -> PartyRole | None:
+        """The role of the parties that may subscribe to the event; None for every role."""
+        if self in ROOT_KINDS:
+            return None
         return PartyRole.OEM if self.startswith("oem.") else PartyRole.EMSP
 
 
-MAX_PREVIOUS_SECRETS: Final = 2
-"""Secrets of a webhook that are valid besides the current one. Each is another signature in each request."""
-
-
-class SignatureFormat(StrEnum):
-    """Form of the signatures in X-Operator-Signature. SHA256: `sha256=` and hexadecimal. BARE: hexadecimal."""
-
-    SHA256 = "sha256"
-    BARE = "bare"
-
-
-@dataclass(frozen=True, slots=True)
-class PreviousSecret:
-    """A replaced secret that stays valid until a time."""
-
-    value: str = field(repr=False)
-    valid_until: datetime
+ROOT_KINDS: Final = frozenset({EventKind.ROOT_ADDED, EventKind.ROOT_EXPIRED, EventKind.ROOT_REVOKED})
+"""The event types that are about a trust anchor, not about a contract."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +52,7 @@ class Webhook:
     """A webhook of a party.
 
     events: names as the party subscribed to them. wmis, provider_ids: filters within the party's ids; empty for all.
-    secret: HMAC key for the request body, UTF-8. previous_secrets: newest first; they may have expired.
+    secret: HMAC key for the request body, UTF-8.
     """
 
     id: str
@@ -75,16 +68,6 @@ class Webhook:
     secret: str = field(repr=False)
     created_at: datetime
     updated_at: datetime
-    signature_format: SignatureFormat = SignatureFormat.SHA256
-    previous_secrets: tuple[PreviousSecret, ...] = ()
-
-    def live_previous_secrets(self, now: datetime) -> tuple[PreviousSecret, ...]:
-        """The replaced secrets that are valid now, newest first."""
-        return tuple(each for each in self.previous_secrets if each.valid_until > now)
-
-    def valid_secrets(self, now: datetime) -> tuple[str, ...]:
-        """The secrets that sign now, newest first; at least the current one."""
-        return self.secret, *(each.value for each in self.live_previous_secrets(now))
 
     def subscribed_name(self, kind: EventKind) -> str | None:
         """The name under which the webhook subscribed to an event; None if it did not."""
@@ -100,12 +83,17 @@ class Subscriber:
 
 
 def owner_key(kind: EventKind, emaid: EMAID, pcid: PCID) -> tuple[str, str]:
-    """The id whose owner receives an event, with its kind, see `ccp.server.domain.parties.owned_ids`."""
+    """The id whose owner receives an event of a contract, with its kind.
+
+    See `ccp.server.domain.parties.owned_ids`.
+    """
     return (OWNED_WMI, pcid.wmi) if kind.role is PartyRole.OEM else (OWNED_PROVIDER, emaid.provider)
 
 
 def event_name_for(webhook: Webhook, party: Party, kind: EventKind, emaid: EMAID, pcid: PCID) -> str | None:
-    """The name under which a webhook receives an event; None if subscription, ownership or filter exclude it.
+    """The name under which a webhook receives an event of a contract.
+
+    None if subscription, ownership or filter exclude it.
 
     party: the webhook's, in its current state.
     """
@@ -122,9 +110,20 @@ def event_name_for(webhook: Webhook, party: Party, kind: EventKind, emaid: EMAID
 def matching_webhooks(
     subscribers: Iterable[Subscriber], kind: EventKind, emaid: EMAID, pcid: PCID
 ) -> list[tuple[Webhook, str]]:
-    """The webhooks that receive an event, each with the name under which it subscribed."""
+    """The webhooks that receive an event of a contract, each with the name under which it subscribed."""
     return [
         (subscriber.webhook, name)
         for subscriber in subscribers
         if (name := event_name_for(subscriber.webhook, subscriber.party, kind, emaid, pcid)) is not None
+    ]
+
+
+def matching_root_webhooks(subscribers: Iterable[Subscriber], kind: EventKind) -> list[tuple[Webhook, str]]:
+    """The webhooks that receive an event of a trust anchor, each with the name under which it subscribed."""
+    return [
+        (subscriber.webhook, name)
+        for subscriber in subscribers
+        if subscriber.webhook.enabled
+        and subscriber.party.enabled
+        and (name := subscriber.webhook.subscribed_name(kind)) is not None
     ]

@@ -1,4 +1,4 @@
-"""Client of a Provisioning Certificate Pool: OPNC GetProvisioningCertificateByPCID, with a short-lived cache."""
+"""Client of a Provisioning Certificate Pool, OPNC or OPCP: a vehicle's certificates, with a short-lived cache."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from ccp import verify
 from ccp.errors import ChainError, FieldError, Unavailable, UpstreamError
 from ccp.ids import PCID, Namespace
 from ccp.server.external.circuit_breaker import CircuitBreaker
+from ccp.server.external.outbound import HttpResponse
 from ccp.server.external.service_client import ServiceClient, get_member, parse_certificate, parse_json, unwrap
 from ccp.server.external.service_connection import ServiceConnection
+from ccp.server.service_settings import Dialect
 from ccp.x509.certificates import Certificate
 from ccp.x509.parse_errors import parse_errors_as
 
@@ -36,6 +38,8 @@ _NEGATIVE_CACHE_SECONDS: Final = 10.0  # A vehicle that was unknown a moment ago
 _MAX_CACHED: Final = 2_000  # Chains of about 5 kB; no worker delivers to more vehicles within a minute.
 _RESET_TIMEOUT: Final = 10.0  # While the pool does not answer, vehicles do not wait for it. It does not grow.
 _MAX_CHAIN_BYTES: Final = 65_536  # Three certificates of at most 800 bytes, and other members.
+# OPNC, OPCP, and the name that OPCP announces as the next one.
+_LEAF_NAMES: Final = ("certificate", "vehicleCertificate", "provisioningCertificate")
 _ALTERNATIVE_KEY: Final = x509.ObjectIdentifier("2.5.29.72")  # ITU-T X.509 (10/2019) clause 9.8.2.
 
 
@@ -56,7 +60,10 @@ class ProvisioningChain:
 
 
 class ProvisioningCertificatePool(ServiceClient):
-    """OPNC GetProvisioningCertificateByPCID, cached for a minute."""
+    """A vehicle's certificates, cached for a minute; and whether the pool knows a vehicle.
+
+    OPNC: GetProvisioningCertificateByPCID and LookUpVehicleByPCID. OPCP: getOEMProvCert and lookupVehicle.
+    """
 
     name = "Provisioning Certificate Pool"
 
@@ -103,7 +110,8 @@ class ProvisioningCertificatePool(ServiceClient):
         """The vehicle's chain as the pool has it now, for a contract that is about to be stored.
 
         required: the pool has to know the vehicle. Then it raises FieldError if the pool does not know the vehicle, and
-        Unavailable if the pool does not answer or refuses to. If not required, it raises nothing and returns None if
+        Unavailable if the pool does not answer or refuses to. A pool that refuses the certificates (403) may still say
+        whether it knows the vehicle; the result is None then. If not required, it raises nothing and returns None if
         there is no chain.
         """
         if not required:
@@ -113,6 +121,10 @@ class ProvisioningCertificatePool(ServiceClient):
             raise Unavailable(unavailable, retry_after=self._breaker.retry_after())
         try:
             status, chain = await self._fetch(pcid, PUBLICATION_TIMEOUT)
+            if status == 403:
+                status = await self._look_up(pcid, PUBLICATION_TIMEOUT)
+                if status == 200:
+                    return None
         except UpstreamError as exc:
             _log_failure(exc)
             raise Unavailable(unavailable) from exc
@@ -130,11 +142,9 @@ class ProvisioningCertificatePool(ServiceClient):
 
     async def _fetch(self, pcid: PCID, timeout: float) -> tuple[int, ProvisioningChain | None]:  # noqa: ASYNC109
         """The HTTP status, and the chain if it is 200. Raises UpstreamError."""
-        path = f"/provisioningcertificates/{pcid}"
+        path = f"/v1/oem/provCerts/{pcid}" if self._is_opcp else f"/provisioningcertificates/{pcid}"
         try:
-            response = await self._call("GET", path, timeout=timeout, max_bytes=_MAX_CHAIN_BYTES)
-            if response.status >= 500 or response.status < 200:
-                raise UpstreamError(f"The Provisioning Certificate Pool answered {response.status}.")
+            response = await self._ask(path, timeout)
             chain = _parse_chain(parse_json(response, self.name), pcid) if response.status == 200 else None
         except UpstreamError:
             self._breaker.record_failure()
@@ -144,6 +154,34 @@ class ProvisioningCertificatePool(ServiceClient):
         self._breaker.record_success()
         self._store(pcid, chain)
         return response.status, chain
+
+    async def _look_up(self, pcid: PCID, timeout: float) -> int:  # noqa: ASYNC109
+        """The HTTP status: 200 if the pool knows the vehicle, 404 if not. Raises UpstreamError."""
+        try:
+            response = await self._ask(self.lookup_path(pcid), timeout)
+        except UpstreamError:
+            self._breaker.record_failure()
+            raise
+        self._breaker.record_success()
+        return response.status
+
+    def lookup_path(self, pcid: str) -> str:
+        """The path of the operation that says whether the pool knows a vehicle: 200 or 404."""
+        return f"/v1/oem/provCerts/lookupVehicle/{pcid}" if self._is_opcp else f"/lookupvehicle/{pcid}"
+
+    async def _ask(self, path: str, timeout: float) -> HttpResponse:  # noqa: ASYNC109
+        """Raises UpstreamError, also for answers that no Provisioning Certificate Pool gives."""
+        response = await self._call("GET", path, timeout=timeout, max_bytes=_MAX_CHAIN_BYTES)
+        if response.status >= 500 or response.status < 200:
+            raise UpstreamError(f"The Provisioning Certificate Pool answered {response.status}.")
+        if response.status in (404, 410) and response.headers.get("content-type", "").startswith("text/html"):
+            # A proxy or another server. It must not look like a pool that knows no vehicle.
+            raise UpstreamError("The Provisioning Certificate Pool's address answers with a web page; is it right?")
+        return response
+
+    @property
+    def _is_opcp(self) -> bool:
+        return self._connection.settings.dialect is Dialect.OPCP
 
     def _store(self, pcid: PCID, chain: ProvisioningChain | None) -> None:
         now = self._clock()
@@ -177,10 +215,14 @@ def _log_failure(exc: UpstreamError) -> None:
 
 def _parse_chain(parsed: object, pcid: PCID) -> ProvisioningChain:
     """Raises UpstreamError."""
-    data = unwrap(parsed, "provisioningCertificate")
+    data = unwrap(unwrap(parsed, "OEMMessage"), "provisioningCertificate")
     members = unwrap(data, "provisioningCertificateChain")
     try:
-        certificate = parse_certificate(get_member(members, "certificate"))
+        # OPNC, OPCP, and the name that OPCP announces as the next one.
+        leaves = (
+            get_member(members, name) for name in ("certificate", "vehicleCertificate", "provisioningCertificate")
+        )
+        certificate = parse_certificate(next((leaf for leaf in leaves if leaf is not None), None))
         sub_cas = tuple(
             parse_certificate(text)
             for name in ("subCa2Certificate", "subCa1Certificate")

@@ -1,4 +1,4 @@
-"""Client of a Root Certificate Pool: OPNC GetRootCertificates."""
+"""Client of a Root Certificate Pool: OPNC GetRootCertificates, or getAllRootCerts of OPCP."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ccp.errors import ChainError, UpstreamError
 from ccp.server.external.service_client import ServiceClient, get_member, parse_certificate, parse_json
+from ccp.server.service_settings import Dialect
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
 
@@ -40,7 +41,7 @@ class RootList:
 
 
 class RootCertificatePool(ServiceClient):
-    """OPNC GetRootCertificates."""
+    """OPNC GetRootCertificates, or getAllRootCerts of OPCP, which another pool of this kind answers too."""
 
     name = "Root Certificate Pool"
 
@@ -49,16 +50,20 @@ class RootCertificatePool(ServiceClient):
 
         The types in an entry decide its roles; for an entry without types, the role of the query that returned it. A
         pool that ignores the filter returns every root for every query. So an entry without types that is returned for
-        all three roles is not used.
+        all three roles is not used. OPCP needs one query, because there every entry has a type.
         """
-        listed = {role: await self._fetch(role) for role in AnchorRole}
+        listed: dict[AnchorRole | None, Sequence[object]]
+        if self._connection.settings.dialect is Dialect.OPCP:
+            listed = {None: await self._fetch("/v1/root/rootCerts")}
+        else:
+            listed = {role: await self._fetch(f"/rootcertificates?pkiType={role.value}") for role in AnchorRole}
         if not any(listed.values()):
             # A wrong URL answers 404 too. It must not look like a pool that has withdrawn every root.
             raise UpstreamError("The Root Certificate Pool lists no root certificate at all; nothing was changed.")
         # Parsing thousands of certificates takes long: a thread keeps the event loop free.
         return await self._parsing.run(self._parse, listed)
 
-    def _parse(self, listed: Mapping[AnchorRole, Sequence[object]]) -> RootList:
+    def _parse(self, listed: Mapping[AnchorRole | None, Sequence[object]]) -> RootList:
         named_roles: dict[Certificate, set[AnchorRole]] = {}
         queried_roles: dict[Certificate, set[AnchorRole]] = {}
         unusable: dict[str, None] = {}
@@ -72,7 +77,7 @@ class RootCertificatePool(ServiceClient):
                     complete = False
                     continue
                 types = _types(_unwrap_entry(entry))
-                queried_roles.setdefault(certificate, set()).add(role)
+                queried_roles.setdefault(certificate, set()).update(AnchorRole if role is None else {role})
                 for name in types:
                     if name not in _ROLES and name not in _IGNORED_TYPES:
                         unusable[
@@ -89,11 +94,10 @@ class RootCertificatePool(ServiceClient):
             roots.append(ListedRoot(certificate, frozenset(named_roles.get(certificate, roles))))
         return RootList(self.url, tuple(roots), tuple(unusable), complete)
 
-    async def _fetch(self, role: AnchorRole) -> Sequence[object]:
-        response = await self._call(
-            "GET", f"/rootcertificates?pkiType={role.value}", timeout=_TIMEOUT, max_bytes=_MAX_BYTES
-        )
-        if response.status == 404:  # The published answer for an empty list.
+    async def _fetch(self, path: str) -> Sequence[object]:
+        response = await self._call("GET", path, timeout=_TIMEOUT, max_bytes=_MAX_BYTES)
+        if response.status == 404 and self._connection.settings.dialect is Dialect.OPNC:
+            # The published answer for an empty list. OPCP has no such answer.
             return ()
         if response.status != 200:
             raise UpstreamError(f"The Root Certificate Pool answered {response.status}; nothing was changed.")

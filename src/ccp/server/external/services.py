@@ -12,7 +12,7 @@ from ccp.server.external.pki_service import PKIService
 from ccp.server.external.provisioning_pool import ProvisioningCertificatePool
 from ccp.server.external.root_pool import RootCertificatePool
 from ccp.server.external.service_connection import ServiceConnection, check_files
-from ccp.server.service_settings import SERVICES
+from ccp.server.service_settings import SERVICES, Dialect
 from ccp.server.settings import Settings
 
 
@@ -39,6 +39,8 @@ class ExternalServices:
             raise ConfigurationError("operator_cas needs pki_url: without it their certificates cannot be revoked.")
         if config.require_known_vehicle and not config.pcp:
             raise ConfigurationError("require_known_vehicle needs pcp_url: else no vehicle is known.")
+        if config.pki and config.pki.dialect is Dialect.OPCP:
+            raise ConfigurationError("pki_dialect: OPCP describes no operation that revokes certificates.")
         check_files(config.services)
         connections = {
             prefix: ServiceConnection(outbound, service, SERVICES[prefix])

@@ -61,7 +61,9 @@ UNVERIFIED: Final = "ccp.unverified"
 WAITED: Final = "ccp.waited"
 """Scope key: the seconds that the request waited for admission, if it did."""
 
-_VEHICLE_PATHS: Final = frozenset({"/opnc/v1/ccp/signedcontractdata", "/v1/ccp/signedcontractdata"})
+_VEHICLE_PATHS: Final = frozenset(
+    {"/opnc/v1/ccp/signedcontractdata", "/v1/ccp/signedcontractdata", "/ocpp/v1/get15118evcertificate"}
+)
 _PROBES: Final = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 _TOKEN_PATH: Final = "/oauth/token"  # noqa: S105
 

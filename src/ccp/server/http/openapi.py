@@ -14,6 +14,13 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from ccp.schemas.common import RoutingHeaders
+from ccp.schemas.ocpp import PATH as OCPP_PATH
+from ccp.schemas.ocpp import (
+    EVCertificateHeaders,
+    EVCertificateQuery,
+    Get15118EVCertificateRequest,
+    Get15118EVCertificateResponse,
+)
 from ccp.schemas.opcp import TAG, OPCPNotFound, OPCPSignedContractData, OPCPSignedContractDataRequest
 from ccp.schemas.opcp import DeliverHeaders as OPCPDeliverHeaders
 from ccp.schemas.opnc import (
@@ -23,11 +30,11 @@ from ccp.schemas.opnc import (
     SignedContractData,
     SignedContractDataCollection,
 )
-from ccp.server.domain.authorization import Operation, role_table
+from ccp.server.domain.authorization import OCPPOperation, Operation, role_table
 from ccp.server.domain.parties import PartyRole
 from ccp.server.http import query_parameters
 from ccp.server.http.responses import json_content
-from ccp.server.http.routes import admin, est, events, oauth, opcp, opcp_roots, opnc, pcp_webhook
+from ccp.server.http.routes import admin, est, events, oauth, ocpp, opcp, opcp_roots, opnc, pcp_webhook
 
 OAUTH2: Final = "oauth2"
 BEARER: Final = "bearer"
@@ -59,6 +66,8 @@ def describe(app: FastAPI, public_url: str) -> dict[str, Any]:
             SignedContractData,
             GetSignedContractDataReq,
             SignedContractDataCollection,
+            Get15118EVCertificateRequest,
+            Get15118EVCertificateResponse,
             *events.BODIES,
             *admin.BODIES,
         ):
@@ -68,6 +77,18 @@ def describe(app: FastAPI, public_url: str) -> dict[str, Any]:
                 Operation.DELIVER, DeliverHeaders, GetSignedContractDataReq, SignedContractDataCollection
             ),
             "put": _operation(Operation.PUBLISH, RoutingHeaders, SignedContractData, query=PublishQuery),
+        }
+        document["paths"][OCPP_PATH] = {
+            "post": {
+                **_operation(
+                    OCPPOperation.GET_15118_EV_CERTIFICATE,
+                    EVCertificateHeaders,
+                    Get15118EVCertificateRequest,
+                    Get15118EVCertificateResponse,
+                    EVCertificateQuery,
+                ),
+                "tags": [ocpp.TAG],
+            }
         }
         document["paths"][pcp_webhook.PATH] = {"post": pcp_webhook.description()}
         document["paths"].update(est.descriptions())
@@ -94,7 +115,7 @@ def _add_schema(schemas: dict[str, Any], model: type[BaseModel]) -> None:
 
 
 def _operation(
-    operation: Operation,
+    operation: Operation | OCPPOperation,
     headers: type[RoutingHeaders],
     body: type[BaseModel],
     response: type[BaseModel] | None = None,

@@ -22,7 +22,7 @@ from ccp.schemas.field_errors import field_error
 from ccp.schemas.json_bodies import Body, read_body
 from ccp.server.access.authorization_server import AuthorizationServer
 from ccp.server.access.rate_limits import RateLimits
-from ccp.server.domain.authorization import AnyOperation, Operation, authorise_role, authorise_sender
+from ccp.server.domain.authorization import VEHICLE_OPERATIONS, AnyOperation, authorise_role, authorise_sender
 from ccp.server.domain.parties import Caller, PartyRole
 from ccp.server.http import body_headers, paths, query_parameters
 from ccp.server.http.admission import IDENTIFIED, UNVERIFIED
@@ -92,7 +92,7 @@ class RequestContext:
         try:
             authorise_role(party, operation)
         except NotAuthorised:
-            if operation is Operation.DELIVER:
+            if operation in VEHICLE_OPERATIONS:
                 # The vehicle class is served first. A party that may not deliver has no share of it.
                 _notify_admission(scope, authorization, None)
             raise

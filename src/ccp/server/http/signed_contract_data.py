@@ -115,7 +115,7 @@ class SignedContractDataEndpoint(FastPathEndpoint):
             "emaid": body.emaid,
             "pcid": body.pcid,
             "namespace": body.xsdMsgDefNamespace,
-            "message": body.certificateInstallationRes,
+            "message": body.message,
             "root": self._root_of(body),
             "now": now,
             "began": began,

@@ -2,6 +2,7 @@
 
 operations             the operations of this pool in one object
 delivery               a vehicle asks for its contracts
+turns                  the next contract, for callers that can forward one only
 contract_data          eMSPs, vehicle makers and operators read contracts
 publication            a provisioning service publishes a contract
 maintenance            contracts are withdrawn, set as default, invalidated, purged, erased

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
@@ -25,6 +25,7 @@ from ccp.errors import (
     NoContract,
     NotFound,
     RevokedError,
+    TooLong,
     Unavailable,
     VerificationError,
     strip_tracebacks,
@@ -39,6 +40,7 @@ from ccp.server.events import EventSink
 from ccp.server.external.provisioning_pool import key_fingerprint
 from ccp.server.external.services import ExternalServices
 from ccp.server.pool.peers import Peers
+from ccp.server.pool.turns import OneByOne, Turns
 from ccp.server.settings import Settings, VehicleTrust
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query, batchable
@@ -66,11 +68,13 @@ _NO_EVIDENCE: Final = "The revocation status of the vehicle's contract is not kn
 class DeliveredContract:
     """A contract and the response message that delivers it.
 
-    response: EXI of the CertificateInstallationRes, with the session id of the request.
+    response: EXI of the CertificateInstallationRes, with the session id of the request. remaining: how many contracts
+    follow, if they are delivered one by one.
     """
 
     contract: SignedContract
     response: bytes
+    remaining: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,33 +114,39 @@ class Delivery:
         self._vehicle_trust: VehicleTrust = settings.vehicle_trust
         self._no_default: NoDefaultPolicy = settings.no_default_policy
         self._root_match: RootMatch = settings.root_match
+        self._turns = Turns(store, timedelta(seconds=settings.ocpp_repetition_time))
 
     async def deliver(
         self,
         caller: Caller,
         namespace: Namespace,
-        message: str,
+        message: str | InstallationRequest,
         *,
         broadcast: bool,
         now: datetime,
         max_one: bool = False,
         detect_edition: bool = False,
+        one_by_one: OneByOne | None = None,
         target_pool: str | None = None,
         deadline: float | None = None,
     ) -> list[DeliveredContract] | NegativeResponse:
         """Answer a vehicle's CertificateInstallationReq.
 
-        message: EXI in Base64. broadcast: whether other pools may be asked. max_one: return one contract at most, even
-        if the vehicle takes more, because the caller can forward only one. detect_edition: where the message is of
-        another edition than `namespace` says, the message decides, because some callers state the same one for every
-        vehicle; otherwise such a message is an EXIError. target_pool: party id of another pool that
-        the request is addressed to; only that pool is asked. deadline: time limit by the event loop's clock; None:
-        `DELIVERY_TIMEOUT` from now.
+        message: EXI in Base64, or the request that it contains. broadcast: whether other pools may be asked. max_one:
+        return one contract at most, even if the vehicle takes more, because the caller can forward only one.
+        one_by_one: return the next contract, and tell the vehicle how many follow. detect_edition: where the message is
+        of another edition than `namespace` says, the message decides, because some callers state the same one for every
+        vehicle; otherwise such a message is an EXIError. target_pool: party id of another pool that the request is
+        addressed to; only that pool is asked. deadline: time limit by the event loop's clock; None: `DELIVERY_TIMEOUT`
+        from now.
         Raises EXIError, NotAuthorised. A temporary failure is returned as a NegativeResponse, because charging stations
         forward nothing but a message.
         """
         authorise(caller.party, Operation.DELIVER)
-        request = verify.read_request(message_bytes(message), None if detect_edition else namespace)
+        if isinstance(message, str):
+            request = verify.read_request(message_bytes(message), None if detect_edition else namespace)
+        else:
+            request = message
         if request.namespace is not namespace:
             _log.info(
                 "edition of request detected",
@@ -149,13 +159,13 @@ class Delivery:
             deadline = asyncio.get_running_loop().time() + DELIVERY_TIMEOUT
         try:
             async with asyncio.timeout_at(deadline) as limit:
-                return await self._find(caller, request, broadcast, now, max_one, target_pool)
+                return await self._find(caller, request, broadcast, now, max_one, one_by_one, target_pool)
         except TimeoutError as exc:
             if not limit.expired():
                 raise
             reason: CCPError = Unavailable(_TIMED_OUT)
             reason.__cause__ = exc
-        except (VerificationError, NotFound, Unavailable) as exc:
+        except (VerificationError, NotFound, TooLong, Unavailable) as exc:
             reason = exc
         negative = verify.negative_response(namespace, request.session_id, reason, now)
         return NegativeResponse(namespace, verify.claimed_pcid(request), negative, strip_tracebacks(reason))
@@ -167,9 +177,10 @@ class Delivery:
         broadcast: bool,
         now: datetime,
         max_one: bool,
+        one_by_one: OneByOne | None,
         target_pool: str | None,
     ) -> list[DeliveredContract]:
-        """Return what `deliver` returns. Raises VerificationError, NotFound, Unavailable."""
+        """Return what `deliver` returns. Raises VerificationError, NotFound, TooLong, Unavailable."""
         # Yield once so that concurrent requests run in phases: all are decoded, then all are verified. This keeps the
         # CPU caches warm (docs/performance.md).
         await asyncio.sleep(0)
@@ -183,8 +194,8 @@ class Delivery:
             self._revocation.evaluate_vehicle(verified.chain, refs, state, now)
         await self._check_current_key(verified)
         if target_pool is None:
-            return await self._select(verified, stored, state, broadcast, now, max_one, caller)
-        if found := await self._ask_peers(verified, caller, now, max_one, target_pool):
+            return await self._select(verified, stored, state, broadcast, now, max_one, one_by_one, caller)
+        if found := await self._ask_peers(verified, caller, now, max_one, one_by_one, target_pool):
             return found
         raise NoContract("The pool that the request is for has nothing for the vehicle now.")
 
@@ -229,6 +240,7 @@ class Delivery:
         broadcast: bool,
         now: datetime,
         max_one: bool,
+        one_by_one: OneByOne | None,
         caller: Caller,
     ) -> list[DeliveredContract]:
         """Select the contracts to deliver, from this pool or, if it has none, from others."""
@@ -254,7 +266,7 @@ class Delivery:
         except NotFound as nothing:
             not_asked: tuple[str, ...] = ()
             try:
-                if broadcast and (found := await self._ask_peers(verified, caller, now, max_one)):
+                if broadcast and (found := await self._ask_peers(verified, caller, now, max_one, one_by_one)):
                     return found
             except Unavailable as limited:
                 not_asked = limited.messages
@@ -266,9 +278,11 @@ class Delivery:
             if not_asked:  # The response states that only this pool was searched.
                 raise type(nothing)(*nothing.messages, *not_asked) from nothing
             raise
+        if one_by_one is not None:
+            selected = await self._turns.next(verified, [contract for contract, _ in selected], one_by_one, caller, now)
         self._events.contracts_delivered((contract for contract, _ in selected), now)
         return [
-            DeliveredContract(c, verify.with_session(c, request.session_id, now, remaining))
+            DeliveredContract(c, verify.with_session(c, request.session_id, now, remaining), remaining or 0)
             for c, remaining in selected
         ]
 
@@ -307,13 +321,18 @@ class Delivery:
         caller: Caller,
         now: datetime,
         max_one: bool,
+        one_by_one: OneByOne | None,
         target_pool: str | None = None,
     ) -> list[DeliveredContract]:
         """What other pools, or `target_pool` alone, hold for the vehicle. Empty if they hold nothing."""
         found = await self._peers.ask(verified, caller, now, target_pool)
+        session_id = verified.request.session_id
+        if one_by_one is not None and found:
+            one = await self._turns.next(verified, [contract for contract, _ in found], one_by_one, caller, now)
+            return [DeliveredContract(c, verify.with_session(c, session_id, now, left), left or 0) for c, left in one]
         if max_one and found:
             contract = found[0][0]
-            return [DeliveredContract(contract, verify.with_session(contract, verified.request.session_id, now, 0))]
+            return [DeliveredContract(contract, verify.with_session(contract, session_id, now, 0))]
         return [DeliveredContract(*item) for item in found]
 
 

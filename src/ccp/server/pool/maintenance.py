@@ -158,6 +158,7 @@ class Maintenance:
                 yield Purged(emaid, *found)
         if not dry_run:
             await purging.remove_idle_vehicles(self._store, now - _IDLE_VEHICLE)
+            await purging.remove_handed_out(self._store, now)
 
     async def erase(
         self, subject: EMAID | PCID, now: datetime, *, actor: str, notify: bool = True, dry_run: bool = False

@@ -101,10 +101,10 @@ class Publication:
     ) -> None:
         """Verify a signed response and store it. The contract is durable when this returns.
 
-        message: EXI in Base64. root: fingerprint of the V2G root that the publisher names. began: arrival time of the
-        request, if its body took time to arrive; the contract is refused if its vehicle's provisioning certificate has
-        changed since then. Raises NotAuthorised, FieldError, EXIError, MismatchError, VerificationError, LimitExceeded,
-        Unavailable.
+        message: EXI or XML, in Base64; EXI is stored. root: fingerprint of the V2G root that the publisher names.
+        began: arrival time of the request, if its body took time to arrive; the contract is refused if its vehicle's
+        provisioning certificate has changed since then. Raises NotAuthorised, FieldError, EXIError, MismatchError,
+        VerificationError, LimitExceeded, Unavailable.
         """
         validated = await self.validate(
             caller, emaid=emaid, pcid=pcid, namespace=namespace, message=message, root=root, metadata=metadata, now=now,
@@ -130,7 +130,7 @@ class Publication:
     ) -> ValidatedContract:
         """Make every check of `publish` that needs no lock. Arguments and errors are those of `publish`."""
         authorise(caller.party, Operation.PUBLISH, emaid)
-        response = verify.read_response(message_bytes(message), namespace)
+        response = verify.read_response(message_bytes(message, allow_xml=True), namespace)
         verified = verify.check_response(
             response, emaid=emaid, root=root, anchors=self._trust.anchors, revocation=DeferredRevocation(), now=now
         )
@@ -195,7 +195,7 @@ class Publication:
         Raises NotAuthorised, EXIError.
         """
         authorise(caller.party, Operation.PUBLISH, emaid)
-        response = verify.read_response(message_bytes(message), namespace)
+        response = verify.read_response(message_bytes(message, allow_xml=True), namespace)
         deferred = DeferredRevocation()
         checks, warnings = await self._reports.on_response(
             response, emaid=emaid, root=root, now=now, fetch=True, caller=caller.party.client_id, deferred=deferred

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from ccp.ids import EMAID
 from ccp.server.storage import Store
+from ccp.server.storage.queries import handed_out
 from ccp.server.storage.queries import purging as queries
 
 
@@ -43,3 +44,9 @@ async def remove_idle_vehicles(store: Store, before: datetime) -> None:
         if portion.vehicles:
             await store.write(queries.remove_vehicles(portion.vehicles))
         after = portion.following
+
+
+async def remove_handed_out(store: Store, now: datetime) -> None:
+    """Remove what is remembered of deliveries one by one and has expired. Raises Unavailable."""
+    while await store.write(handed_out.remove_expired(now)) >= handed_out.PORTION:
+        pass

@@ -105,11 +105,11 @@ class RemotePool:
         now: datetime,
         began: datetime | None = None,
     ) -> None:
-        """Forward a publication; the other pool makes every check. message: EXI in Base64.
+        """Forward a publication as EXI; the other pool makes every check. message: EXI or XML, in Base64.
 
         Raises NotAuthorised, EXIError.
         """
-        response = message_bytes(message)
+        response = message_bytes(message, allow_xml=True)
 
         async def send(client: AsyncClient, routing: Routing) -> None:
             await client.publish(

@@ -134,6 +134,6 @@ def add_anchor(entry: TrustedCertificate, actor: str, now: datetime) -> Query[bo
 def remove_anchor(entry: TrustedCertificate, actor: str, now: datetime) -> Query[bool]:
     """Remove an anchor that came from this source, with an audit entry. Returns whether it was stored."""
     return audit.with_audit(
-        anchors.remove_synced(entry.source, entry.role, entry.fingerprint),
+        anchors.remove_synced(entry.source, entry.role, entry.fingerprint, now),
         lambda was: [anchors.removed_entry(entry.fingerprint, [entry.role], actor, now)] * was,
     )

@@ -12,18 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
-
 from ccp.errors import ChainError
-from ccp.ids import Fingerprint, Namespace
+from ccp.ids import Namespace
+from ccp.server.domain.root_certificates import ROOT_TYPES, edition_of, key_curve, root_id
 from ccp.x509 import der
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import TrustAnchors
 from ccp.x509.profiles import AnchorRole
-
-ROOT_TYPES: Final = {AnchorRole.V2G: "V2G", AnchorRole.EMSP: "MO", AnchorRole.OEM: "OEM"}
-"""The name of a root's role in OPCP and OPNC."""
 
 _ISSUED_TO: Final = 0xA0
 _ISSUED_BY: Final = 0xA1
@@ -92,11 +87,6 @@ def _order(root: ListedRoot) -> tuple[str, ...]:
     return root.root_type, root.key or "", root.certificate.subject_cn, root.certificate.fingerprint
 
 
-def root_id(fingerprint: str, role: AnchorRole) -> uuid.UUID:
-    """Return the id of a root in a role. fingerprint: `Certificate.fingerprint`."""
-    return uuid.uuid5(uuid.NAMESPACE_URL, f"sha256:{Fingerprint(fingerprint)}:{ROOT_TYPES[role]}")
-
-
 def cross_certificates(anchors: TrustAnchors) -> dict[Certificate, bytes]:
     """Return the CertificatePair (DER) of each root that a known certificate links to another root.
 
@@ -141,21 +131,6 @@ def _pair(to: Certificate | None, by: Certificate | None) -> bytes:
 
 
 def _listed(certificate: Certificate, role: AnchorRole, pair: bytes | None) -> ListedRoot:
-    key = _curve(certificate)
-    edition = None
-    if key is not None:
-        edition = Namespace.ISO2 if key == "secp256r1" else Namespace.ISO20
+    curve = key_curve(certificate)
     sha1 = hashlib.sha1(certificate.der, usedforsecurity=False).hexdigest()
-    return ListedRoot(root_id(certificate.fingerprint, role), role, certificate, key, edition, sha1, pair)
-
-
-def _curve(certificate: Certificate) -> str | None:
-    try:
-        key = certificate.public_key
-    except ChainError:
-        return None
-    if isinstance(key, Ed448PublicKey):
-        return "ed448"
-    if isinstance(key, EllipticCurvePublicKey) and key.curve.name in ("secp256r1", "secp521r1"):
-        return key.curve.name
-    return None
+    return ListedRoot(root_id(certificate.fingerprint, role), role, certificate, curve, edition_of(curve), sha1, pair)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -43,15 +43,22 @@ class RootSyncResult:
 
 
 async def sync_roots(
-    store: Store, rcp: RootCertificatePool, now: datetime, *, prune: bool = False, actor: str = audit.POOL
+    store: Store,
+    rcp: RootCertificatePool,
+    now: datetime,
+    *,
+    roles: Iterable[AnchorRole] = AnchorRole,
+    prune: bool = False,
+    actor: str = audit.POOL,
 ) -> RootSyncResult:
     """Trust what the Root Certificate Pool lists, each certificate only for the roles that the pool names.
 
+    roles: those for which the pool is believed; it counts as not listing a root for any other role.
     prune: remove anchors that came from this pool and are no longer listed; otherwise they are only reported. Anchors
     from other sources are never changed. A list with unreadable entries prunes nothing, because an anchor that seems to
     be missing may be one of them. actor: who started it, for the audit trail. Raises UpstreamError, Unavailable.
     """
-    root_list = await rcp.list_roots()
+    root_list = _restrict(await rcp.list_roots(), frozenset(roles))
     known = await store.read(anchors.list_all())
     usable, unusable = _select_usable(root_list, now)
     present = {(entry.role, entry.fingerprint) for entry in known}
@@ -71,7 +78,11 @@ async def sync_roots(
 
 
 def root_sync_task(
-    store: Store, rcp: RootCertificatePool, interval: float, clock: Callable[[], datetime]
+    store: Store,
+    rcp: RootCertificatePool,
+    interval: float,
+    clock: Callable[[], datetime],
+    roles: Iterable[AnchorRole] = AnchorRole,
 ) -> PeriodicTask:
     """Background task that adds new anchors on a schedule and reports those that are no longer listed.
 
@@ -80,7 +91,7 @@ def root_sync_task(
     """
 
     async def run() -> None:
-        _log_result(await sync_roots(store, rcp, clock()), rcp.url)
+        _log_result(await sync_roots(store, rcp, clock(), roles=roles), rcp.url)
 
     return PeriodicTask(
         "root_synchronisation",
@@ -91,6 +102,10 @@ def root_sync_task(
         retry_delay=min(_RETRY_DELAY, interval),
         max_retry_delay=interval,
     )
+
+
+def _restrict(root_list: RootList, roles: frozenset[AnchorRole]) -> RootList:
+    return replace(root_list, roots=tuple(replace(root, roles=root.roles & roles) for root in root_list.roots))
 
 
 def _select_usable(root_list: RootList, now: datetime) -> tuple[list[TrustedCertificate], list[str]]:

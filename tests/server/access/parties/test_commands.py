@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from ccp.server.domain.authorization import ADMIN_TABLE, EVENT_TABLE, MONITORING_TABLE, PUBLIC_ROOT_TABLE, ROLE_TABLE
+from ccp.server.domain.authorization import (
+    ADMIN_TABLE,
+    EVENT_TABLE,
+    MONITORING_TABLE,
+    OCPP_TABLE,
+    PUBLIC_ROOT_TABLE,
+    ROLE_TABLE,
+)
 from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.server.storage.made import sql
 
@@ -260,7 +267,7 @@ def test_the_role_table_is_printed_whole(database: str) -> None:
     rows = json.loads(ccp_ok("party", "roles", "--json").out)
     assert {(row["operation"], row["role"]) for row in rows} == {
         (operation.value, role.value)
-        for table in (ROLE_TABLE, EVENT_TABLE, ADMIN_TABLE, MONITORING_TABLE, PUBLIC_ROOT_TABLE)
+        for table in (ROLE_TABLE, OCPP_TABLE, EVENT_TABLE, ADMIN_TABLE, MONITORING_TABLE, PUBLIC_ROOT_TABLE)
         for operation, rules in table.items()
         for role in rules
     }

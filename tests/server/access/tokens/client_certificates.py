@@ -51,7 +51,7 @@ class Credential:
 
 
 def credential(name: str, issuer: Credential | None = None) -> Credential:
-    """Issue a certificate for 127.0.0.1; without an issuer, that of a self-signed CA."""
+    """Issue a certificate for localhost and 127.0.0.1; without an issuer, that of a self-signed CA."""
     key = generate_private_key(SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     above = issuer.certificate.subject if issuer else subject
@@ -59,7 +59,10 @@ def credential(name: str, issuer: Credential | None = None) -> Credential:
     builder = (
         x509.CertificateBuilder(above, subject, key.public_key(), x509.random_serial_number(), *validity)
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("localhost")]),
+            critical=False,
+        )
     )
     return Credential(builder.sign((issuer.key if issuer else key), hashes.SHA256()), key)
 

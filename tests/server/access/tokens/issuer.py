@@ -16,7 +16,7 @@ from joserfc.jwk import ECKey, KeySet, OKPKey, RSAKey
 
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.issuer_settings import IssuerSettings
-from tests.server.trust.revocation.servers import Reply, Server, http_server
+from tests.scripted_server import Reply, Scripted, scripted
 from tests.world import Pool, new_emaid
 
 NAME = "https://idp.example.com/realms/pnc"
@@ -65,12 +65,12 @@ def encoded(data: bytes) -> str:
 class FakeIssuer:
     """keys: what it publishes; the first one signs."""
 
-    server: Server
+    server: Scripted
     keys: list[Key] = field(default_factory=lambda: [key()])
     name: str = NAME
 
     def __post_init__(self) -> None:
-        self.server.answers[KEYS] = lambda request: Reply(key_set(*self.keys))
+        self.server.on(KEYS, lambda request: Reply(body=key_set(*self.keys)))
 
     @property
     def asked(self) -> int:
@@ -79,7 +79,7 @@ class FakeIssuer:
 
     def says(self, reply: Reply) -> None:
         """Answer with this in place of the keys."""
-        self.server.says(KEYS, reply)
+        self.server.on(KEYS, reply)
 
     def claims(self, **changes: Any) -> dict[str, Any]:
         """Valid claims with changes; None omits a claim, a function computes it from the time."""
@@ -109,7 +109,7 @@ class FakeIssuer:
 
 @contextmanager
 def fake_issuer(*keys: Key, name: str = NAME) -> Iterator[FakeIssuer]:
-    with http_server() as server:
+    with scripted() as server:
         yield FakeIssuer(server, list(keys) or [key()], name)
 
 

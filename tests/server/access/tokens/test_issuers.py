@@ -19,6 +19,7 @@ from joserfc.jwk import ECKey, RSAKey
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.issuer_settings import IssuerSettings
 from ccp.testing.pki import PKI
+from tests.scripted_server import ENDLESS, Reply
 from tests.server.access.tokens.issuer import (
     AUDIENCE,
     KEYS,
@@ -32,7 +33,6 @@ from tests.server.access.tokens.issuer import (
     signed,
 )
 from tests.server.http.api.answers import sentences
-from tests.server.trust.revocation.servers import Reply
 from tests.world import Pool, start
 
 # Of the tests' own signing: short keys are made, and EdDSA is called by the name that RFC 9864 deprecates.
@@ -277,7 +277,7 @@ def test_a_key_says_itself_what_it_may_be_used_for(pkis: dict[str, PKI]) -> None
         {**good.as_dict(private=False), "use": "sig", "alg": "RS256", "x-theirs": [1]},
     ]
     with fake_issuer(encryption, other, good) as fake:
-        fake.says(Reply(json.dumps({"keys": members}).encode()))
+        fake.says(Reply(body=json.dumps({"keys": members}).encode()))
         with pool_with(pkis, fake.entry(algorithms=["RS256"])) as running:
             assert post(running, fake.token(good, "RS256")).status_code == 400
             refused(post(running, fake.token(encryption, "RS256")))
@@ -302,7 +302,7 @@ def test_unusable_keys_of_a_set_are_ignored(pkis: dict[str, PKI]) -> None:
         good.as_dict(private=False),
     ]
     with fake_issuer(short, good, leaked) as fake:
-        fake.says(Reply(json.dumps({"keys": members}).encode()))
+        fake.says(Reply(body=json.dumps({"keys": members}).encode()))
         with pool_with(pkis, fake.entry(algorithms=ALL)) as running:
             assert post(running, fake.token(good, "RS256")).status_code == 400
             refused(post(running, fake.token(short, "RS256")))
@@ -314,7 +314,7 @@ def test_unusable_keys_of_a_set_are_ignored(pkis: dict[str, PKI]) -> None:
 
 def test_keys_that_a_token_brings_or_points_to_are_never_looked_at(trusting: Pool, issuer: FakeIssuer) -> None:
     own = key("ES256", "attacker")
-    issuer.server.says("/attacker", Reply(key_set(own)))
+    issuer.server.on("/attacker", Reply(body=key_set(own)))
     before = issuer.server.count("/attacker")
     address = f"{issuer.server.url}/attacker"
     for header in (
@@ -405,14 +405,14 @@ def test_unknown_keys_refresh_the_issuer_within_the_cooldown_only_once(pkis: dic
 NONSENSE = [
     Reply(status=500),
     Reply(status=302, headers={"Location": KEYS + "/moved"}),
-    Reply(endless=True),
-    Reply(b'{"keys": []}'),
-    Reply(b'{"keys": 5}'),
-    Reply(b"[]"),
-    Reply(b""),
-    Reply(b"<html>maintenance</html>"),
-    Reply(b"[" * 100_000),
-    Reply(b'{"keys": [' + b",".join([b"{}"] * 200) + b"]}"),
+    ENDLESS,
+    Reply(body=b'{"keys": []}'),
+    Reply(body=b'{"keys": 5}'),
+    Reply(body=b"[]"),
+    Reply(body=b""),
+    Reply(body=b"<html>maintenance</html>"),
+    Reply(body=b"[" * 100_000),
+    Reply(body=b'{"keys": [' + b",".join([b"{}"] * 200) + b"]}"),
 ]
 
 
@@ -420,7 +420,7 @@ def test_keys_of_before_stay_while_the_issuer_answers_nonsense(pkis: dict[str, P
     with fake_issuer() as fake, pool_with(pkis, fake.entry(jwks_refresh_cooldown=0.2)) as running:
         assert post(running, fake.token()).status_code == 400
         moved = key(kid="new")
-        fake.server.says(KEYS + "/moved", Reply(key_set(moved)))
+        fake.server.on(KEYS + "/moved", Reply(body=key_set(moved)))
         for number, reply in enumerate(NONSENSE):
             fake.says(reply)
             time.sleep(0.25)
@@ -434,7 +434,7 @@ def test_keys_of_before_stay_while_the_issuer_answers_nonsense(pkis: dict[str, P
 def test_hanging_issuer_delays_only_its_own_callers_by_two_seconds(pkis: dict[str, PKI]) -> None:
     with fake_issuer() as fake, pool_with(pkis, fake.entry(jwks_refresh_cooldown=0.2)) as running:
         assert post(running, fake.token()).status_code == 400
-        fake.says(Reply(key_set(key()), delay=30))
+        fake.says(Reply(body=key_set(key()), delay=30))
         time.sleep(0.25)
         waited: list[float] = []
 
@@ -463,14 +463,14 @@ def test_issuer_without_fetched_keys_gives_503(pkis: dict[str, PKI]) -> None:
             assert sentences(answer, 503) == ["The keys of the token's issuer are not available now."]
             assert answer.headers["retry-after"]
             assert look(running, running.token("emsp")).status_code == 404, "the pool's own parties are served"
-            fake.says(Reply(key_set(*fake.keys)))
+            fake.says(Reply(body=key_set(*fake.keys)))
             time.sleep(0.25)
             assert post(running, fake.token()).status_code == 400
 
 
 def test_an_address_that_is_not_the_operators_to_name_is_no_issuers(trusting: Pool, issuer: FakeIssuer) -> None:
     """An unknown issuer in a token causes no request."""
-    before = len(issuer.server.seen)
+    before = len(issuer.server.received)
     refused(post(trusting, signed(issuer.claims(iss=issuer.server.url), key())))
     refused(post(trusting, signed(issuer.claims(iss=issuer.server.url + KEYS), key())))
-    assert len(issuer.server.seen) == before
+    assert len(issuer.server.received) == before

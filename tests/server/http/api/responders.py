@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from ccp.testing.pki import PKI, Algorithm, Credential, StatusURLs, algorithm_of
-from tests.server.trust.revocation.servers import Reply, Request, Server
+from tests.scripted_server import Received, Reply, Scripted
 from tests.world import AT
 
 LOOPBACK = ("127.0.0.0/8",)
@@ -56,25 +55,17 @@ def ocsp_response(issuer: Credential, request: bytes, *, revoked: bool = False) 
 class Responder:
     """Answers for registered CAs: status revoked for the serial numbers in `revoked`, good for all others."""
 
-    server: Server
+    server: Scripted
     revoked: set[int] = field(default_factory=set)
 
     def register(self, *cas: Credential, prefix: str = "") -> None:
         """Answer for these CAs. prefix: of their paths."""
         for ca in cas:
-            self.server.answers[prefix + path_of(ca.certificate.subject_cn)] = self._answer_for(ca)
+            self.server.on(prefix + path_of(ca.certificate.subject_cn), self._answer_for(ca))
 
-    def _answer_for(self, ca: Credential) -> Callable[[Request], Reply]:
-        def answer(request: Request) -> Reply:
+    def _answer_for(self, ca: Credential) -> Callable[[Received], Reply]:
+        def answer(request: Received) -> Reply:
             serial_number = ocsp.load_der_ocsp_request(request.body).serial_number
-            return Reply(ocsp_response(ca, request.body, revoked=serial_number in self.revoked))
+            return Reply(body=ocsp_response(ca, request.body, revoked=serial_number in self.revoked))
 
         return answer
-
-
-class AnswersByPrefix(dict[str, Callable[[Request], Reply]]):
-    """For `Server.answers`: the answer with the longest matching prefix of a path."""
-
-    def get(self, path: str, default: Any = None) -> Any:
-        found = [prefix for prefix in self if path.startswith(prefix)]
-        return self[max(found, key=len)] if found else default

@@ -13,29 +13,16 @@ from typing import Any
 
 import pytest
 import schemathesis
-from schemathesis import engine
 from schemathesis.config import SchemathesisConfig
-from schemathesis.engine import events
 
 from ccp.server.http.routes.opnc import BASE
 from ccp.testing.pki import PKI
-from tests.server.http.api.answers import PATH_TOO_LONG
+from tests.schema_run import CHECKS, run
 from tests.world import AT, SESSION, Pool, new_emaid, post_body, start
 
 PUBLISHED = Path(__file__).resolve().parents[5] / "shared/opnc-spec/apis/ccp/ccp.api.v1.json"
 
 pytestmark = pytest.mark.skipif(not PUBLISHED.exists(), reason=f"the published description is not at {PUBLISHED}")
-
-CHECKS = (
-    "not_a_server_error",
-    "status_code_conformance",
-    "content_type_conformance",
-    "response_headers_conformance",
-    "response_schema_conformance",
-    "negative_data_rejection",
-)
-# Left out is positive_data_acceptance: a body is more than its schema says (Base64, EXI, signed), so that most data
-# that is valid to the schema is refused with 400; and the published setdefault has nothing but 400 for unknown ids.
 
 
 @pytest.fixture(scope="module")
@@ -106,25 +93,7 @@ def explore(pool: Pool, party: str | None, *, examples: int) -> tuple[Counter[tu
             return {**path_parameters, "pcid": known["pcid"][known["emaid"].index(emaid)]}
         return path_parameters
 
-    answers: Counter[tuple[str, int]] = Counter()
-    failures: dict[str, str] = {}
-    for event in engine.from_schema(schema).execute():
-        if isinstance(event, events.NonFatalError):
-            failures[f"{event.label}: {event.info.title}"] = str(event.value)
-        elif isinstance(event, events.FatalError):
-            raise event.exception
-        elif isinstance(event, events.ScenarioFinished):
-            for case_id, interaction in event.recorder.interactions.items():
-                label = event.recorder.label
-                if interaction.response is not None:
-                    if interaction.response.status_code == PATH_TOO_LONG:
-                        continue
-                    answers[label, interaction.response.status_code] += 1
-                for check in event.recorder.checks.get(case_id, []):
-                    if check.failure_info is not None:
-                        failure = check.failure_info.failure
-                        failures[f"{label}: {failure.title}"] = f"{failure.message}\n{check.failure_info.code_sample}"
-    return answers, [f"{title}\n{text}" for title, text in failures.items()]
+    return run(schema)
 
 
 SUCCESS = {

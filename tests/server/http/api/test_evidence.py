@@ -14,10 +14,10 @@ import pytest
 from ccp.testing.pki import CONTRACT, OCSP_RESPONDER, PKI, Credential, StatusURLs, algorithm_of, build_root
 from ccp.testing.revocation import sign_crl, sign_ocsp_response
 from ccp.x509.certificates import Certificate
+from tests.scripted_server import Reply, Scripted, scripted
 from tests.server.http.api.answers import sentences
 from tests.server.http.api.responders import LOOPBACK, path_of, pki_with_responder
 from tests.server.trust.revocation.made import serve_crl
-from tests.server.trust.revocation.servers import Reply, Request, Server, http_server
 from tests.world import AT, Contract, Pool, start
 
 DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
@@ -48,7 +48,7 @@ def says(**more: Any) -> Callable[[Certificate, Credential], Reply]:
     def reply(certificate: Certificate, issuer: Credential) -> Reply:
         values = {name: value(issuer) if callable(value) else value for name, value in more.items()}
         times = {"this_update": now() - MINUTE, "next_update": now() + HOUR}
-        return Reply(sign_ocsp_response(certificate, issuer, **{**times, **values}))
+        return Reply(body=sign_ocsp_response(certificate, issuer, **{**times, **values}))
 
     return reply
 
@@ -79,7 +79,7 @@ CASES = {
     "of another CA": Case(
         says(responder=lambda issuer: stranger(issuer).issue("OCSP", OCSP_RESPONDER, now=AT)), 503, "is not authorised"
     ),
-    "oversized": Case(lambda certificate, issuer: Reply(bytes(131_073)), 503, "sent more than 131072 bytes"),
+    "oversized": Case(lambda certificate, issuer: Reply(body=bytes(131_073)), 503, "sent more than 131072 bytes"),
     "redirect": Case(
         lambda certificate, issuer: Reply(status=302, headers={"Location": "/elsewhere"}), 503, "the HTTP status 302"
     ),
@@ -88,20 +88,20 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with http_server() as running:
+def server() -> Iterator[Scripted]:
+    with scripted() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def responders() -> Iterator[dict[str, Server]]:
+def responders() -> Iterator[dict[str, Scripted]]:
     """One for each key algorithm: the circuit of a host opens after several failures in a row."""
     with ExitStack() as stack:
-        yield {edition: stack.enter_context(http_server()) for edition in EDITIONS}
+        yield {edition: stack.enter_context(scripted()) for edition in EDITIONS}
 
 
 @pytest.fixture(scope="module")
-def asking(responders: dict[str, Server]) -> Iterator[Pool]:
+def asking(responders: dict[str, Scripted]) -> Iterator[Pool]:
     """Of each kind of key a PKI whose contracts name a responder, and one whose Sub-CA 2 does."""
     pkis = {}
     for edition, responder in responders.items():
@@ -126,11 +126,11 @@ def published(pool: Pool, contract: Contract, status: int, words: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("edition", EDITIONS)
 def test_a_publisher_is_told_what_the_responder_says(
-    asking: Pool, responders: dict[str, Server], edition: str, name: str
+    asking: Pool, responders: dict[str, Scripted], edition: str, name: str
 ) -> None:
     case, issuer, responder = CASES[name], asking.pki(edition).emsp_sub2, responders[edition]
     contract = asking.contract(asking.car(edition))
-    responder.says(path_of(SUB2), case.reply(Certificate.load(contract.certificate), issuer))
+    responder.on(path_of(SUB2), case.reply(Certificate.load(contract.certificate), issuer))
     began = time.monotonic()
     published(asking, contract, case.status, case.words)
     assert time.monotonic() - began < 4
@@ -138,21 +138,21 @@ def test_a_publisher_is_told_what_the_responder_says(
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_publisher_is_told_of_a_revoked_sub_ca(asking: Pool, responders: dict[str, Server], edition: str) -> None:
+def test_a_publisher_is_told_of_a_revoked_sub_ca(asking: Pool, responders: dict[str, Scripted], edition: str) -> None:
     pki = asking.pki(f"{edition} sub")
-    responders[edition].says(path_of(SUB1), says(revoked_at=AT - DAY)(pki.emsp_sub2.certificate, pki.emsp_sub1))
+    responders[edition].on(path_of(SUB1), says(revoked_at=AT - DAY)(pki.emsp_sub2.certificate, pki.emsp_sub1))
     contract = asking.contract(asking.car(edition), signer=f"{edition} sub")
     published(asking, contract, 400, f'Certificate "{SUB2}" was revoked at')
 
 
-def test_an_address_that_is_not_public_is_not_called(server: Server) -> None:
+def test_an_address_that_is_not_public_is_not_called(server: Scripted) -> None:
     pki = pki_with_responder(server.url + "/private")
     with start({"iso2": pki}) as pool:
         answer = pool.put(pool.contract(pool.car()))
         messages = sentences(answer, 503)
     assert len(messages) == 6
     assert all("127.0.0.1 cannot be reached." in sentence for sentence in messages)
-    assert not [request for request in server.seen if request.path.startswith("/private")]
+    assert not [request for request in server.received if request.path.startswith("/private")]
 
 
 # --- Lists -----------------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def in_its_own(issuer: Credential) -> Credential:
 
 
 @pytest.fixture(scope="module")
-def listing(server: Server, pkis: dict[str, PKI]) -> Iterator[Pool]:
+def listing(server: Scripted, pkis: dict[str, PKI]) -> Iterator[Pool]:
     """Of each kind of key one PKI for each case: what a list said once is not asked for again."""
     made = {edition: pkis[edition] for edition in EDITIONS}
     for edition in EDITIONS:
@@ -200,24 +200,24 @@ def list_path(edition: str, name: str) -> str:
 
 @pytest.mark.parametrize("edition", EDITIONS)
 @pytest.mark.parametrize("name", LISTS)
-def test_a_publisher_is_told_what_the_list_says(listing: Pool, server: Server, edition: str, name: str) -> None:
+def test_a_publisher_is_told_what_the_list_says(listing: Pool, server: Scripted, edition: str, name: str) -> None:
     make, status, words = LISTS[name]
     contract = listing.contract(listing.car(edition), signer=f"{edition} {name}")
     issuer = listing.pki(f"{edition} {name}").emsp_sub2
-    server.says(list_path(edition, name), make(issuer, Certificate.load(contract.certificate)))
+    server.on(list_path(edition, name), make(issuer, Certificate.load(contract.certificate)))
     published(listing, contract, status, words)
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_publisher_is_told_of_a_sub_ca_on_a_list(listing: Pool, server: Server, edition: str) -> None:
+def test_a_publisher_is_told_of_a_sub_ca_on_a_list(listing: Pool, server: Scripted, edition: str) -> None:
     pki = listing.pki(f"{edition} sub")
     revoked = {pki.emsp_sub2.certificate.serial_number: AT - DAY}
-    server.says(list_path(edition, "sub"), sign_crl(pki.emsp_sub1, revoked, **times()))
+    server.on(list_path(edition, "sub"), sign_crl(pki.emsp_sub1, revoked, **times()))
     contract = listing.contract(listing.car(edition), signer=f"{edition} sub")
     published(listing, contract, 400, f'Certificate "{SUB2}" was revoked at')
 
 
-def test_a_list_is_asked_for_conditionally_and_its_number_may_not_fall(listing: Pool, server: Server) -> None:
+def test_a_list_is_asked_for_conditionally_and_its_number_may_not_fall(listing: Pool, server: Scripted) -> None:
     name, path = "iso2 numbers", list_path("iso2", "numbers")
     issuer = listing.pki(name).emsp_sub2
 
@@ -232,7 +232,7 @@ def test_a_list_is_asked_for_conditionally_and_its_number_may_not_fall(listing: 
     time.sleep(max(0.0, made + 5 - time.monotonic()))
     # The same list, which has run out meanwhile: its server says that it has no newer one.
     published(listing, contract(), 503, "The CRL is stale, and its server has no newer one.")
-    last: Request = [request for request in server.seen if request.path == path][-1]
+    last = [request for request in server.received if request.path == path][-1]
     assert last.headers["if-none-match"] == '"5"'
     serve_crl(server, path, sign_crl(issuer, {}, number=4, **times()), etag='"4"')
     published(listing, contract(), 503, "The CRL has the number 4, the one before it had 5.")

@@ -22,10 +22,11 @@ from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import CPS, PKI, Algorithm, Credential
 from ccp.x509.certificates import Certificate
 from ccp.x509.revocation_evidence import Evidence, RevocationStatus
+from tests.scripted_server import Reply, scripted, unused_port
 from tests.server.http.api.answers import sentences
 from tests.server.http.api.responders import LOOPBACK, Responder, path_of, pki_with_responder
 from tests.server.trust.revocation.made import crl
-from tests.server.trust.revocation.servers import Reply, free_port, http_server, openssl_responder
+from tests.server.trust.revocation.servers import openssl_responder
 from tests.world import AT, Contract, Pool, new_emaid, put_body, read, start
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -41,7 +42,7 @@ def cas(pki: PKI) -> tuple[Credential, ...]:
 
 @pytest.fixture(scope="module")
 def responder() -> Iterator[Responder]:
-    with http_server() as server:
+    with scripted() as server:
         yield Responder(server)
 
 
@@ -112,9 +113,9 @@ def test_a_revoked_contract_certificate_is_refused_by_name(around: Pool, respond
     assert contract.emaid in message
     assert f"was revoked at {AT - DAY:%Y-%m-%dT%H:%M:%SZ}" in message
     assert around.stored(contract.emaid) == 0
-    asked = len(responder.server.seen)
+    asked = len(responder.server.received)
     assert sentences(around.put(contract), 400) == [message]  # final: the responder is not queried again
-    assert len(responder.server.seen) == asked
+    assert len(responder.server.received) == asked
 
 
 def test_a_revoked_sub_ca_is_refused_by_name(responder: Responder) -> None:
@@ -130,7 +131,7 @@ def test_a_revoked_sub_ca_is_refused_by_name(responder: Responder) -> None:
 
 
 def test_publication_is_503_while_the_responder_is_down_and_stored_afterwards(tmp_path: Path) -> None:
-    port = free_port()
+    port = unused_port()
     pki = pki_with_responder(f"http://127.0.0.1:{port}", "eMSP Sub2 CA SIM")
     with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         contract = pool.contract(pool.car())
@@ -171,14 +172,14 @@ def test_certificates_that_name_nothing_are_stored_unless_evidence_is_required(
 
 
 def test_with_revocation_off_nobody_is_asked(named: dict[str, PKI], responder: Responder) -> None:
-    asked = len(responder.server.seen)
+    asked = len(responder.server.received)
     with start(named, egress_allow_networks=LOOPBACK, revocation="off") as pool:
         car = pool.car()
         contract = pool.contract(car)
         responder.revoked.add(serial(contract))
         assert pool.put(contract).status_code == 201
         assert pool.ask(car)[0]["emaid"] == contract.emaid
-    assert len(responder.server.seen) == asked
+    assert len(responder.server.received) == asked
 
 
 # --- Delivering ------------------------------------------------------------------------------------------------------
@@ -228,12 +229,12 @@ def test_a_list_that_the_sweep_loads_stops_a_delivery(
 ) -> None:
     monkeypatch.setattr("ccp.server.trust.revocation._REFRESH_INTERVAL", 0.1)
     pki = pkis["iso2"]
-    url = responder.server.says("/crl", crl(pki.emsp_sub2))
+    url = responder.server.on("/crl", crl(pki.emsp_sub2))
     with start({"iso2": pki}, crl_urls={"eMSP Sub2 CA SIM": url}) as pool:
         car = pool.car()
         contract = pool.publish(car)
         assert pool.ask(car)
-        responder.server.says("/crl", crl(pki.emsp_sub2, Certificate.load(contract.certificate), number=2))
+        responder.server.on("/crl", crl(pki.emsp_sub2, Certificate.load(contract.certificate), number=2))
         pool.sql("update crl set refresh_at = 0")
         deadline = time.monotonic() + 30
         while "metaData" not in pool.post(car).json()["signedContractDataCollection"][0]:
@@ -312,7 +313,7 @@ def test_vehicle_evidence_is_fetched_after_the_response_and_counts_next_time(
 def test_a_delivery_does_not_wait_for_a_responder_that_hangs(responder: Responder) -> None:
     pki = pki_with_responder(responder.server.url + "/hanging", "OEM Sub2 CA SIM")
     path = "/hanging" + path_of("OEM Sub2 CA SIM")
-    responder.server.says(path, Reply(delay=30))
+    responder.server.on(path, Reply(delay=30))
     with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         car = pool.car()
         pool.publish(car)
@@ -423,7 +424,7 @@ def test_a_revoked_contract_is_told_by_a_dry_run_as_by_the_real_put(around: Pool
 
 
 def test_evidence_that_cannot_be_had_is_a_failed_check_of_a_dry_run_and_no_503() -> None:
-    pki = pki_with_responder(f"http://127.0.0.1:{free_port()}", "eMSP Sub2 CA SIM")
+    pki = pki_with_responder(f"http://127.0.0.1:{unused_port()}", "eMSP Sub2 CA SIM")
     with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         contract = pool.contract(pool.car())
         report = dry(pool, contract)
@@ -473,11 +474,11 @@ def test_a_dry_run_asks_nobody_about_a_message_that_no_trusted_service_signed(
         contract = around.contract(around.car(), signer=stranger)
     else:
         contract = unsigned(around.contract(around.car()))
-    before = len(responder.server.seen)
+    before = len(responder.server.received)
     report = dry(around, contract)
     assert set(revocations(report).values()) == {NOT_ASKED}
     assert report["passed"] is False
-    assert len(responder.server.seen) == before
+    assert len(responder.server.received) == before
 
 
 def test_a_dry_run_asks_nobody_about_a_contract_chain_that_does_not_hold(around: Pool, responder: Responder) -> None:
@@ -490,11 +491,11 @@ def test_a_dry_run_asks_nobody_about_a_contract_chain_that_does_not_hold(around:
     report = dry(around, contract)
     assert revocations(report)["provisioning service chain"] == ("passed", "")
     assert revocations(report)["contract chain"] == ("not applicable", "An earlier check failed.")
-    assert not [request for request in responder.server.seen if request.path.startswith("/strangers")]
+    assert not [request for request in responder.server.received if request.path.startswith("/strangers")]
 
 
 def test_a_publisher_is_told_how_long_a_responder_that_is_down_is_left_alone() -> None:
-    pki = pki_with_responder(f"http://127.0.0.1:{free_port()}", "eMSP Sub2 CA SIM")
+    pki = pki_with_responder(f"http://127.0.0.1:{unused_port()}", "eMSP Sub2 CA SIM")
     with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         contract = pool.contract(pool.car())
         answers = [pool.put(contract) for _ in range(4)]

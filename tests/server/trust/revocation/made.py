@@ -28,7 +28,7 @@ from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import VerifiedChain
 from ccp.x509.profiles import Profile, Usage
 from tests.databases import fresh
-from tests.server.trust.revocation.servers import Reply, Server
+from tests.scripted_server import Reply, Scripted
 
 ALGORITHMS: tuple[Algorithm, ...] = ("P-256", "P-521", "Ed448")
 AT = datetime.now(UTC).replace(microsecond=0)
@@ -103,15 +103,15 @@ def crl(issuer: Credential, *revoked: Certificate, **more: Any) -> bytes:
     return sign_crl(issuer, {one.serial_number: AT - DAY for one in revoked}, **{**times, **more})
 
 
-def serve_crl(server: Server, path: str, der: bytes, etag: str = '"1"') -> str:
+def serve_crl(server: Scripted, path: str, der: bytes, etag: str = '"1"') -> str:
     """A server that knows conditional requests."""
 
     def answering(request: Any) -> Reply:
         if request.headers.get("if-none-match") == etag:
             return Reply(status=304, headers={"ETag": etag})
-        return Reply(der, headers={"ETag": etag})
+        return Reply(body=der, headers={"ETag": etag})
 
-    server.answers[path] = answering
+    server.on(path, answering)
     return server.url + path
 
 

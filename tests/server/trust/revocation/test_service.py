@@ -23,6 +23,7 @@ from ccp.testing.revocation import sign_crl
 from ccp.x509.profiles import AnchorRole, Profile, Usage
 from ccp.x509.revocation_evidence import CertificateRef, RevocationStatus, certificate_ref, certificate_refs
 from ccp.x509.revocation_policy import check_refs
+from tests.scripted_server import ENDLESS, Received, Reply, Scripted, dripped, scripted, unused_port
 from tests.server.trust.revocation.made import (
     ALGORITHMS,
     AT,
@@ -38,17 +39,17 @@ from tests.server.trust.revocation.made import (
     run,
     serve_crl,
 )
-from tests.server.trust.revocation.servers import Reply, Request, Server, free_port, http_server, openssl_responder
+from tests.server.trust.revocation.servers import openssl_responder
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with http_server() as running:
+def server() -> Iterator[Scripted]:
+    with scripted() as running:
         yield running
 
 
 @pytest.fixture
-def made(server: Server) -> Branch:
+def made(server: Scripted) -> Branch:
     """Sub-CA 1 and contracts name an OCSP responder, Sub-CA 2 a CRL that lists nothing."""
     made = branch(
         addresses={
@@ -57,7 +58,7 @@ def made(server: Server) -> Branch:
             "sub2": StatusURLs(ocsp=server.url + "/sub2"),
         }
     )
-    server.says("/root", answer(made.sub1.certificate, made.root))
+    server.on("/root", answer(made.sub1.certificate, made.root))
     serve_crl(server, "/sub1.crl", crl(made.sub1))
     return made
 
@@ -74,7 +75,7 @@ async def known(bench: Bench, *keys: CertificateRef) -> RevocationStatus | None:
 @pytest.mark.parametrize("delegated", [False, True])
 def test_ensure_good_with_openssl_good_revoked_unknown(algorithm: Algorithm, delegated: bool, tmp_path: Path) -> None:
     """A real responder, once signing with the issuer's key and once with one that the issuer delegated."""
-    port = free_port()
+    port = unused_port()
     made = branch(algorithm, {"sub2": StatusURLs(ocsp=f"http://127.0.0.1:{port}")})
     good, revoked, unknown = (made.contract().certificate for _ in range(3))
     responder = made.sub2.issue("OCSP", OCSP_RESPONDER, now=AT) if delegated else None
@@ -95,7 +96,7 @@ def test_ensure_good_with_openssl_good_revoked_unknown(algorithm: Algorithm, del
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_ensure_good_refuses_a_revoked_sub_ca(algorithm: Algorithm, tmp_path: Path) -> None:
-    port = free_port()
+    port = unused_port()
     made = branch(algorithm, {"sub1": StatusURLs(ocsp=f"http://127.0.0.1:{port}")})
 
     async def test(bench: Bench) -> None:
@@ -110,7 +111,7 @@ def test_ensure_good_refuses_a_revoked_sub_ca(algorithm: Algorithm, tmp_path: Pa
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_crl_covers_every_certificate_of_its_issuer(algorithm: Algorithm, server: Server) -> None:
+def test_crl_covers_every_certificate_of_its_issuer(algorithm: Algorithm, server: Scripted) -> None:
     made = branch(algorithm, {"sub2": StatusURLs(crl=server.url + "/2.crl")})
     good, also_good, revoked = (made.contract().certificate for _ in range(3))
     serve_crl(server, "/2.crl", crl(made.sub2, revoked))
@@ -126,7 +127,7 @@ def test_crl_covers_every_certificate_of_its_issuer(algorithm: Algorithm, server
     run(test)
 
 
-def test_configured_crl_refuses_a_revoked_sub_ca(server: Server) -> None:
+def test_configured_crl_refuses_a_revoked_sub_ca(server: Scripted) -> None:
     """None of the certificates names an address; the operator's own list is what is asked. It may be private."""
     made = branch()
     serve_crl(server, "/arl.crl", crl(made.root, made.sub1.certificate))
@@ -139,7 +140,7 @@ def test_configured_crl_refuses_a_revoked_sub_ca(server: Server) -> None:
         run(test, crl_urls={name: server.url + "/arl.crl"}, egress_allow_networks=())
 
 
-def test_crl_is_fetched_conditionally_and_never_older(server: Server) -> None:
+def test_crl_is_fetched_conditionally_and_never_older(server: Scripted) -> None:
     made = branch(addresses={"sub2": StatusURLs(crl=server.url + "/2.crl")})
     held, other = made.contract().certificate, made.contract().certificate
     serve_crl(server, "/2.crl", crl(made.sub2, held, number=7))
@@ -150,7 +151,7 @@ def test_crl_is_fetched_conditionally_and_never_older(server: Server) -> None:
         later = AT + timedelta(hours=13)  # past the half-life of a day
         assert (await bench.service.refresh_due(AT)).refreshed == 0
         assert (await bench.service.refresh_due(later)).refreshed == 1
-        assert server.seen[-1].headers["if-none-match"] == '"1"'
+        assert server.received[-1].headers["if-none-match"] == '"1"'
         # A list with a lower number, whatever its dates say, changes nothing.
         at = later + 20 * HOUR
         fresh = {"this_update": at, "next_update": at + DAY}
@@ -166,7 +167,7 @@ def test_crl_is_fetched_conditionally_and_never_older(server: Server) -> None:
     run(test)
 
 
-def test_crl_of_ten_thousand_entries_is_one_transaction(server: Server) -> None:
+def test_crl_of_ten_thousand_entries_is_one_transaction(server: Scripted) -> None:
     made = branch(addresses={"sub2": StatusURLs(crl=server.url + "/2.crl")})
     leaf = made.contract().certificate
     revoked = dict.fromkeys((leaf.serial_number, *range(1, 10_038)), AT - DAY)
@@ -184,10 +185,10 @@ def test_crl_of_ten_thousand_entries_is_one_transaction(server: Server) -> None:
     run(test)
 
 
-def test_ocsp_is_used_if_the_crl_is_unavailable(server: Server) -> None:
+def test_ocsp_is_used_if_the_crl_is_unavailable(server: Scripted) -> None:
     made = branch(addresses={"sub2": StatusURLs(server.url + "/2", server.url + "/2.crl")})
     leaf = made.contract().certificate
-    server.says("/2", answer(leaf, made.sub2))
+    server.on("/2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
         cleared = await bench.service.ensure_good([made.chain(leaf)], AT)
@@ -197,7 +198,7 @@ def test_ocsp_is_used_if_the_crl_is_unavailable(server: Server) -> None:
     run(test)
 
 
-def test_refresh_due_loads_configured_crls_in_advance(server: Server) -> None:
+def test_refresh_due_loads_configured_crls_in_advance(server: Scripted) -> None:
     made = branch()
     serve_crl(server, "/oem.crl", crl(made.pki.oem_sub2))
 
@@ -216,16 +217,16 @@ def test_refresh_due_loads_configured_crls_in_advance(server: Server) -> None:
 # --- Publishing ---
 
 
-def test_ensure_good_reuses_fresh_evidence(server: Server, made: Branch) -> None:
+def test_ensure_good_reuses_fresh_evidence(server: Scripted, made: Branch) -> None:
     leaf = made.contract().certificate
-    server.says("/sub2", answer(leaf, made.sub2))
+    server.on("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
         first = await bench.service.ensure_good([made.chain(leaf)], AT)
-        assert (len(server.seen), first.warnings) == (3, ())
+        assert (len(server.received), first.warnings) == (3, ())
         assert load_refs(dump_refs(first.keys)) == first.keys
         assert await bench.service.ensure_good([made.chain(leaf)], AT) == first
-        assert len(server.seen) == 3
+        assert len(server.received) == 3
 
     run(test)
 
@@ -233,19 +234,19 @@ def test_ensure_good_reuses_fresh_evidence(server: Server, made: Branch) -> None
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
-        (Reply(b"<html>"), "cannot be read"),
+        (Reply(body=b"<html>"), "cannot be read"),
         (Reply(status=404), "HTTP status 404"),
         (Reply(status=302, headers={"Location": "http://127.0.0.1/elsewhere"}), "HTTP status 302"),
-        (Reply(bytes(131_073)), "more than 131072 bytes"),
-        (Reply(endless=True), "more than 131072 bytes"),
-        (Reply(b"x" * 100, drip=0.3), "did not answer within 2 s"),
+        (Reply(body=bytes(131_073)), "more than 131072 bytes"),
+        (ENDLESS, "more than 131072 bytes"),
+        (dripped(b"x" * 100, 0.3), "did not answer within 2 s"),
         (Reply(delay=30), "did not answer within 2 s"),
     ],
     ids=["html", "404", "redirect", "oversized", "endless", "drip", "hanging"],
 )
-def test_ensure_good_is_unavailable_without_evidence(server: Server, made: Branch, reply: Reply, words: str) -> None:
+def test_ensure_good_is_unavailable_without_evidence(server: Scripted, made: Branch, reply: Reply, words: str) -> None:
     leaf = made.contract().certificate
-    server.says("/sub2", reply)
+    server.on("/sub2", reply)
 
     async def test(bench: Bench) -> None:
         began = time.monotonic()
@@ -254,44 +255,44 @@ def test_ensure_good_is_unavailable_without_evidence(server: Server, made: Branc
         assert leaf.subject_cn in str(raised.value)
         assert time.monotonic() - began < revocation.PUBLICATION_TIMEOUT + 1
         # As soon as the responder answers, so does the pool.
-        server.says("/sub2", answer(leaf, made.sub2))
+        server.on("/sub2", answer(leaf, made.sub2))
         await bench.service.ensure_good([made.chain(leaf)], AT)
 
     run(test)
 
 
-def test_ensure_good_reports_revoked_before_missing_evidence(server: Server, made: Branch) -> None:
+def test_ensure_good_reports_revoked_before_missing_evidence(server: Scripted, made: Branch) -> None:
     serve_crl(server, "/sub1.crl", crl(made.sub1, made.sub2.certificate))
-    server.says("/sub2", Reply(status=500))
+    server.on("/sub2", Reply(status=500))
 
     async def test(bench: Bench) -> None:
         chain = made.chain(made.contract().certificate)
         with pytest.raises(RevokedError):
             await bench.service.ensure_good([chain], AT)
-        asked = len(server.seen)
+        asked = len(server.received)
         with pytest.raises(RevokedError):
             await bench.service.ensure_good([chain], AT)
-        assert len(server.seen) == asked
+        assert len(server.received) == asked
 
     run(test)
 
 
-def test_concurrent_callers_share_one_fetch(server: Server, made: Branch) -> None:
+def test_concurrent_callers_share_one_fetch(server: Scripted, made: Branch) -> None:
     leaf = made.contract().certificate
     der = answer(leaf, made.sub2)
-    server.says("/sub2", Reply(der, delay=0.2))
+    server.on("/sub2", Reply(body=der, delay=0.2))
 
     async def test(bench: Bench) -> None:
         chain = made.chain(leaf)
         await asyncio.gather(*(bench.service.ensure_good([chain], AT) for _ in range(50)))
-        assert len(server.seen) == 3
+        assert len(server.received) == 3
 
     run(test)
 
 
-def test_cancelled_caller_does_not_stop_a_shared_fetch(server: Server, made: Branch) -> None:
+def test_cancelled_caller_does_not_stop_a_shared_fetch(server: Scripted, made: Branch) -> None:
     leaf = made.contract().certificate
-    server.says("/sub2", Reply(answer(leaf, made.sub2), delay=1.0))
+    server.on("/sub2", Reply(body=answer(leaf, made.sub2), delay=1.0))
 
     async def test(bench: Bench) -> None:
         impatient = asyncio.create_task(bench.service.ensure_good([made.chain(leaf)], AT))
@@ -305,15 +306,15 @@ def test_cancelled_caller_does_not_stop_a_shared_fetch(server: Server, made: Bra
     run(test)
 
 
-def test_failing_host_opens_its_circuit(server: Server) -> None:
+def test_failing_host_opens_its_circuit(server: Scripted) -> None:
     made = branch(addresses={"sub2": StatusURLs(ocsp=server.url + "/2")})
-    server.says("/2", Reply(status=503))
+    server.on("/2", Reply(status=503))
 
     async def test(bench: Bench) -> None:
         for _ in range(5):
             with pytest.raises(Unavailable):
                 await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
-        assert len(server.seen) == 3
+        assert len(server.received) == 3
         with pytest.raises(Unavailable, match="not called for a while") as caught:
             await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
         assert caught.value.retry_after is not None
@@ -322,16 +323,16 @@ def test_failing_host_opens_its_circuit(server: Server) -> None:
     run(test)
 
 
-def test_requests_to_one_host_are_rate_limited(server: Server) -> None:
+def test_requests_to_one_host_are_rate_limited(server: Scripted) -> None:
     made = branch(addresses={"sub2": StatusURLs(ocsp=server.url + "/2")})
-    server.says("/2", Reply(b"x"))
+    server.on("/2", Reply(body=b"x"))
 
     async def test(bench: Bench) -> None:
         pairs = [(made.contract().certificate, made.sub2.certificate) for _ in range(35)]
         began = time.monotonic()
         await bench.service.fetch_missing(pairs, AT)
         # Twenty at once, the others at twenty a second.
-        assert len(server.seen) == 35
+        assert len(server.received) == 35
         assert time.monotonic() - began > 0.6
 
     run(test)
@@ -340,31 +341,31 @@ def test_requests_to_one_host_are_rate_limited(server: Server) -> None:
 # --- The guard ---
 
 
-def test_loopback_urls_in_certificates_are_not_called(server: Server, made: Branch) -> None:
+def test_loopback_urls_in_certificates_are_not_called(server: Scripted, made: Branch) -> None:
     async def test(bench: Bench) -> None:
         with pytest.raises(Unavailable, match="cannot be reached"):
             await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
-        assert not server.seen
+        assert not server.received
 
     run(test, egress_allow_networks=())
 
 
-def test_names_that_resolve_to_loopback_are_not_called(server: Server) -> None:
+def test_names_that_resolve_to_loopback_are_not_called(server: Scripted) -> None:
     port = server.url.rpartition(":")[2]
     made = branch(addresses={"sub2": StatusURLs(f"http://localhost:{port}/2", f"http://localhost:{port}/2.crl")})
 
     async def test(bench: Bench) -> None:
         with pytest.raises(Unavailable, match="localhost cannot be reached"):
             await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
-        assert not server.seen
+        assert not server.received
 
     run(test, egress_allow_networks=())
 
 
-def test_redirects_of_responders_are_not_followed(server: Server, made: Branch) -> None:
+def test_redirects_of_responders_are_not_followed(server: Scripted, made: Branch) -> None:
     leaf = made.contract().certificate
-    server.says("/real", answer(leaf, made.sub2))
-    server.says("/sub2", Reply(status=307, headers={"Location": server.url + "/real"}))
+    server.on("/real", answer(leaf, made.sub2))
+    server.on("/sub2", Reply(status=307, headers={"Location": server.url + "/real"}))
 
     async def test(bench: Bench) -> None:
         with pytest.raises(Unavailable, match="HTTP status 307"):
@@ -406,20 +407,20 @@ def test_policy_decides_on_certificates_without_status_urls() -> None:
     run(off, revocation="off")
 
 
-def test_policy_off_registers_certificates_for_later_checks(server: Server, made: Branch) -> None:
+def test_policy_off_registers_certificates_for_later_checks(server: Scripted, made: Branch) -> None:
     """The sweep asks for it then; until it has, its standing is not known."""
     good, revoked = made.contract().certificate, made.contract().certificate
 
-    def answering(request: Request) -> Reply:
+    def answering(request: Received) -> Reply:
         if ocsp.load_der_ocsp_request(request.body).serial_number == good.serial_number:
-            return Reply(answer(good, made.sub2))
-        return Reply(answer(revoked, made.sub2, revoked_at=AT - DAY))
+            return Reply(body=answer(good, made.sub2))
+        return Reply(body=answer(revoked, made.sub2, revoked_at=AT - DAY))
 
     async def test(bench: Bench) -> None:
         keys = [(await bench.service.ensure_good([made.chain(leaf)], AT)).keys for leaf in (good, revoked)]
         assert not (await bench.service.refresh_due(AT)).refreshed
-        assert not server.seen
-        server.answers["/sub2"] = answering
+        assert not server.received
+        server.on("/sub2", answering)
         async with beside(bench, egress_allow_networks=LOOPBACK) as service:
             for each in keys:
                 with pytest.raises(Unavailable):
@@ -432,7 +433,7 @@ def test_policy_off_registers_certificates_for_later_checks(server: Server, made
     run(test, revocation="off")
 
 
-def test_crl_configured_later_covers_earlier_publications(server: Server) -> None:
+def test_crl_configured_later_covers_earlier_publications(server: Scripted) -> None:
     made = branch()
     good, revoked, next_one = (made.contract().certificate for _ in range(3))
 
@@ -457,11 +458,11 @@ def test_crl_configured_later_covers_earlier_publications(server: Server) -> Non
     run(test)
 
 
-def test_policy_off_fetches_nothing(server: Server, made: Branch) -> None:
+def test_policy_off_fetches_nothing(server: Scripted, made: Branch) -> None:
     async def test(bench: Bench) -> None:
         await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
         await bench.service.check_vehicle(made.chain(made.contract().certificate), AT)
-        assert not server.seen
+        assert not server.received
 
     run(test, revocation="off")
 
@@ -469,9 +470,9 @@ def test_policy_off_fetches_nothing(server: Server, made: Branch) -> None:
 # --- Delivering ---
 
 
-def test_delivery_accepts_evidence_until_expiry_plus_grace(server: Server, made: Branch) -> None:
+def test_delivery_accepts_evidence_until_expiry_plus_grace(server: Scripted, made: Branch) -> None:
     leaf = made.contract().certificate
-    server.says("/sub2", answer(leaf, made.sub2))
+    server.on("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
         keys = (await bench.service.ensure_good([made.chain(leaf)], AT)).keys
@@ -506,7 +507,7 @@ def _assert_quick(took: list[float]) -> None:
 
 def test_delivery_is_not_slowed_by_a_killed_responder(tmp_path: Path) -> None:
     """OpenSSL's responder is killed while publishers, the sweep and deliveries are under way."""
-    port = free_port()
+    port = unused_port()
     made = branch(addresses={"sub2": StatusURLs(ocsp=f"http://127.0.0.1:{port}")})
     leaf, *others = (made.contract().certificate for _ in range(30))
     statuses = dict.fromkeys(one.serial_number for one in (leaf, *others))
@@ -529,13 +530,13 @@ def test_delivery_is_not_slowed_by_a_killed_responder(tmp_path: Path) -> None:
     run(test)
 
 
-def test_delivery_is_not_slowed_by_a_hanging_responder(server: Server, made: Branch) -> None:
+def test_delivery_is_not_slowed_by_a_hanging_responder(server: Scripted, made: Branch) -> None:
     leaf = made.contract().certificate
-    server.says("/sub2", answer(leaf, made.sub2))
+    server.on("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
         keys = (await bench.service.ensure_good([made.chain(leaf)], AT)).keys
-        server.says("/sub2", Reply(delay=30))
+        server.on("/sub2", Reply(delay=30))
         publishers = [
             asyncio.create_task(bench.service.ensure_good([made.chain(made.contract().certificate)], AT))
             for _ in range(10)
@@ -548,21 +549,21 @@ def test_delivery_is_not_slowed_by_a_hanging_responder(server: Server, made: Bra
     run(test)
 
 
-def test_delivery_refuses_contracts_revoked_after_publication(server: Server, made: Branch) -> None:
+def test_delivery_refuses_contracts_revoked_after_publication(server: Scripted, made: Branch) -> None:
     leaf = made.contract().certificate
-    server.says("/sub2", answer(leaf, made.sub2))
+    server.on("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
         keys = (await bench.service.ensure_good([made.chain(leaf)], AT)).keys
         at = AT + timedelta(minutes=40)
-        server.says("/sub2", answer(leaf, made.sub2, this_update=at, next_update=at + HOUR, revoked_at=at))
-        server.says("/root", answer(made.sub1.certificate, made.root, this_update=at, next_update=at + HOUR))
+        server.on("/sub2", answer(leaf, made.sub2, this_update=at, next_update=at + HOUR, revoked_at=at))
+        server.on("/root", answer(made.sub1.certificate, made.root, this_update=at, next_update=at + HOUR))
         swept = await bench.service.refresh_due(at)
         assert (swept.refreshed, swept.failed) == (2, 0)
         with pytest.raises(RevokedError):
             check_refs(keys, await bench.store.read(queries.load(keys, bench.service.rules)), bench.service.rules, at)
         # Revoked is final: an older and a newer "good" change nothing, and no responder is queried again.
-        server.says("/sub2", answer(leaf, made.sub2, this_update=at + HOUR, next_update=at + DAY))
+        server.on("/sub2", answer(leaf, made.sub2, this_update=at + HOUR, next_update=at + DAY))
         before = server.count("/sub2")
         await bench.service.refresh_due(at + 40 * timedelta(minutes=1))
         assert server.count("/sub2") == before
@@ -572,13 +573,13 @@ def test_delivery_refuses_contracts_revoked_after_publication(server: Server, ma
     run(test)
 
 
-def test_check_vehicle_fetches_evidence_in_the_background(server: Server) -> None:
+def test_check_vehicle_fetches_evidence_in_the_background(server: Scripted) -> None:
     pki = PKI.generate(
         AT, status_urls=lambda name: StatusURLs(ocsp=server.url + "/oem") if "OEM Sub2" in name else StatusURLs()
     )
     car = pki.vehicle("WEX0TEST000000001", now=AT).certificate
     chain = pki.anchors().verify(car, [], usage=Usage.OEM_PROVISIONING, now=AT, profile=Profile.ISO2)
-    server.says("/oem", Reply(answer(car, pki.oem_sub2, revoked_at=AT - DAY), delay=1.5))
+    server.on("/oem", Reply(body=answer(car, pki.oem_sub2, revoked_at=AT - DAY), delay=1.5))
 
     async def test(bench: Bench) -> None:
         began = time.monotonic()
@@ -589,7 +590,7 @@ def test_check_vehicle_fetches_evidence_in_the_background(server: Server) -> Non
             while time.monotonic() < began + 30:
                 await bench.service.check_vehicle(chain, AT)
                 await asyncio.sleep(0.05)
-        assert len(server.seen) == 1
+        assert len(server.received) == 1
 
     run(test)
 
@@ -597,9 +598,9 @@ def test_check_vehicle_fetches_evidence_in_the_background(server: Server) -> Non
 # --- Sweeping ---
 
 
-def test_refresh_due_runs_at_half_the_validity(server: Server, made: Branch) -> None:
+def test_refresh_due_runs_at_half_the_validity(server: Scripted, made: Branch) -> None:
     leaf = made.contract().certificate
-    server.says("/sub2", answer(leaf, made.sub2))
+    server.on("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
         await bench.service.ensure_good([made.chain(leaf)], AT)
@@ -615,10 +616,10 @@ def test_refresh_due_runs_at_half_the_validity(server: Server, made: Branch) -> 
 
 @pytest.mark.parametrize(("chance", "share"), [(0.0, 0.4), (0.5, 0.5), (1.0, 0.6)])
 def test_refresh_delay_is_spread_around_half_the_validity(
-    server: Server, made: Branch, chance: float, share: float
+    server: Scripted, made: Branch, chance: float, share: float
 ) -> None:
     leaf = made.contract().certificate
-    server.says("/sub2", answer(leaf, made.sub2, next_update=AT + 10 * HOUR))
+    server.on("/sub2", answer(leaf, made.sub2, next_update=AT + 10 * HOUR))
 
     async def test(bench: Bench) -> None:
         async with beside(bench, chance=chance, egress_allow_networks=LOOPBACK) as service:
@@ -631,29 +632,29 @@ def test_refresh_delay_is_spread_around_half_the_validity(
     run(test)
 
 
-def test_refresh_due_never_stores_older_evidence(server: Server, made: Branch) -> None:
+def test_refresh_due_never_stores_older_evidence(server: Scripted, made: Branch) -> None:
     leaf = made.contract().certificate
-    server.says("/sub2", answer(leaf, made.sub2))
+    server.on("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
         keys = (await bench.service.ensure_good([made.chain(leaf)], AT)).keys
         identity = keys[0].issuer, keys[0].serial
         before = (await bench.store.read(queries.load(keys, bench.service.rules))).evidence[identity]
         at = AT + timedelta(minutes=31)
-        server.says("/sub2", answer(leaf, made.sub2, this_update=AT - DAY, next_update=AT + 2 * DAY))
+        server.on("/sub2", answer(leaf, made.sub2, this_update=AT - DAY, next_update=AT + 2 * DAY))
         await bench.service.refresh_due(at)
         assert (await bench.store.read(queries.load(keys, bench.service.rules))).evidence[identity] == before
 
     run(test)
 
 
-def test_refresh_task_survives_failures(server: Server, made: Branch) -> None:
+def test_refresh_task_survives_failures(server: Scripted, made: Branch) -> None:
     leaf = made.contract().certificate
-    server.says("/sub2", answer(leaf, made.sub2))
+    server.on("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
         keys = (await bench.service.ensure_good([made.chain(leaf)], AT)).keys
-        server.answers.clear()
+        server.forget()
         at = AT + timedelta(minutes=31)
         swept = await bench.service.refresh_due(at)
         assert (swept.refreshed, swept.failed) == (0, 2)
@@ -668,27 +669,27 @@ def test_refresh_task_survives_failures(server: Server, made: Branch) -> None:
     run(test)
 
 
-def test_refresh_due_removes_expired_certificates(server: Server, made: Branch) -> None:
+def test_refresh_due_removes_expired_certificates(server: Scripted, made: Branch) -> None:
     leaf = made.contract().certificate
-    server.says("/sub2", answer(leaf, made.sub2))
+    server.on("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
         keys = (await bench.service.ensure_good([made.chain(leaf)], AT)).keys
         assert await known(bench, keys[0]) is RevocationStatus.GOOD
-        asked = len(server.seen)
+        asked = len(server.received)
         await bench.service.refresh_due(leaf.not_after + timedelta(seconds=1))
         assert await known(bench, keys[0]) is None
         assert server.count("/sub2") == 1
-        assert len(server.seen) > asked  # the sub-CA and the list live on
+        assert len(server.received) > asked  # the sub-CA and the list live on
 
     run(test)
 
 
-def test_ocsp_is_used_while_a_crl_takes_long(server: Server) -> None:
+def test_ocsp_is_used_while_a_crl_takes_long(server: Scripted) -> None:
     made = branch(addresses={"sub2": StatusURLs(server.url + "/2", server.url + "/2.crl")})
     leaf = made.contract().certificate
-    server.says("/2", answer(leaf, made.sub2))
-    server.says("/2.crl", Reply(crl(made.sub2), delay=2.4))
+    server.on("/2", answer(leaf, made.sub2))
+    server.on("/2.crl", Reply(body=crl(made.sub2), delay=2.4))
 
     async def test(bench: Bench) -> None:
         cleared = await bench.service.ensure_good([made.chain(leaf)], AT)
@@ -701,7 +702,7 @@ def test_ocsp_is_used_while_a_crl_takes_long(server: Server) -> None:
     run(test)
 
 
-def test_refresh_task_runs_until_closed(server: Server) -> None:
+def test_refresh_task_runs_until_closed(server: Scripted) -> None:
     made = branch()
     serve_crl(server, "/oem.crl", crl(made.pki.oem_sub2))
 
@@ -709,7 +710,7 @@ def test_refresh_task_runs_until_closed(server: Server) -> None:
         await bench.store.write(add(trusted_certificate(made.pki.oem_sub2.certificate, AnchorRole.OEM, "test", AT)))
         background = BackgroundTasks()
         background.add(bench.service.refresh_task())
-        while not server.seen:  # noqa: ASYNC110  the server is a thread
+        while not server.received:  # noqa: ASYNC110  the server is a thread
             await asyncio.sleep(0.01)
         await background.close()
 

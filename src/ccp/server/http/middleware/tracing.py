@@ -35,7 +35,7 @@ _SEGMENTS: Final = {
     segment.lower(): segment
     for segment in (
         *("opnc", "v1", "ccp", "contractData", "emaid", "pcid", "signedcontractdata", "setdefault"),
-        *("event", "endpoints", "deliveries", "secret", "ping"),
+        *("event", "endpoints", "deliveries"),
     )
 }
 # OPCP writes the same words in another case, so its paths, which begin with the version, have their own list.
@@ -43,11 +43,17 @@ _OPCP_SEGMENTS: Final = {
     segment.lower(): segment
     for segment in (
         *("v1", "ccp", "root", "rootCerts", "ctl", "signedContractData", "lookupContract", "provideSignedContractData"),
-        *("default", "webhook", "endpoints", "deliveries", "secret", "ping"),
+        "default",
     )
 }
 _EST_SEGMENTS: Final = {name: name for name in (".well-known", "est", "simpleenroll", "simplereenroll", "cacerts")}
-_DIALECTS: Final = {"opnc": _SEGMENTS, "v1": _OPCP_SEGMENTS, ".well-known": _EST_SEGMENTS}
+_OCPP_SEGMENTS: Final = {segment.lower(): segment for segment in ("ocpp", "v1", "get15118EVCertificate")}
+_DIALECTS: Final = {
+    "opnc": _SEGMENTS,
+    "v1": _OPCP_SEGMENTS,
+    "ocpp": _OCPP_SEGMENTS,
+    ".well-known": _EST_SEGMENTS,
+}
 # Responses are data: browsers must not cache, sniff, frame or execute them.
 _HEADERS: Final = [
     (b"x-content-type-options", b"nosniff"),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ccp.errors import ConfigurationError
 
-HEAD = "0012"
+HEAD = "0013"
 """The revision that this release reads and writes; a test compares it with the migrations."""
 
 

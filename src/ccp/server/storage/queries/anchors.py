@@ -1,4 +1,7 @@
-"""Queries for trusted certificates: trust anchors and known intermediates, by the role they are trusted for."""
+"""Queries for trusted certificates: trust anchors and known intermediates, by the role they are trusted for.
+
+Each change of a root writes its event, once for each role.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ccp.errors import NotFound
-from ccp.server.storage.engine.query import Query, read_committed, retryable
+from ccp.server.domain.subscriptions import EventKind
+from ccp.server.storage.engine.query import Query, Row, read_committed, retryable
 from ccp.server.storage.queries.audit import Action, Entry
-from ccp.server.storage.queries.change_counters import ChangeCounter, bump
 from ccp.server.storage.queries.contracts import instant, microseconds
+from ccp.server.storage.queries.root_events import record_change
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,8 @@ def add(trusted: TrustedCertificate) -> Query[bool]:
         ),
     )
     if added:
-        yield bump(ChangeCounter.ANCHORS)
+        kind = EventKind.ROOT_ADDED
+        yield from record_change(kind, trusted.certificate, trusted.role, is_root=trusted.is_root, now=trusted.added_at)
     return bool(added)
 
 
@@ -84,29 +89,51 @@ def add_by_operator(trusted: TrustedCertificate) -> Query[bool]:
     return False
 
 
+_REMOVED = "returning role, certificate, is_root, expiry_reported"
+
+
 @retryable
-def remove_synced(source: str, role: str, fingerprint: str) -> Query[bool]:
+def remove_synced(source: str, role: str, fingerprint: str, now: datetime) -> Query[bool]:
     """Stop trusting a certificate for a role if its source is still this one. Returns whether it was."""
     rows = yield (
-        "delete from trust_anchor where role = $1 and fingerprint = $2 and source = $3 returning role",
+        f"delete from trust_anchor where role = $1 and fingerprint = $2 and source = $3 {_REMOVED}",  # noqa: S608
         (role, fingerprint, source),
     )
-    if rows:
-        yield bump(ChangeCounter.ANCHORS)
+    yield from _record_removals(rows, now)
     return bool(rows)
 
 
 @retryable
-def remove(fingerprint: str, role: str | None = None) -> Query[list[str]]:
+def remove(fingerprint: str, role: str | None = None, *, now: datetime) -> Query[list[str]]:
     """Stop trusting a certificate for one role or for all. Returns the roles. Raises NotFound."""
     rows = yield (
-        "delete from trust_anchor where fingerprint = $1 and (role = $2 or $2 is null) returning role",
+        f"delete from trust_anchor where fingerprint = $1 and (role = $2 or $2 is null) {_REMOVED}",  # noqa: S608
         (fingerprint, role),
     )
     if not rows:
         raise NotFound(f"No certificate with the fingerprint {fingerprint} is trusted.")
-    yield bump(ChangeCounter.ANCHORS)
-    return sorted(found for (found,) in rows)
+    yield from _record_removals(rows, now)
+    return sorted(row[0] for row in rows)
+
+
+def _record_removals(rows: Iterable[Row], now: datetime) -> Query[None]:
+    """Events of removed anchors. A root whose expiry was reported ends with that event."""
+    for role, certificate, is_root, expiry_reported in sorted(rows):
+        is_news = bool(is_root) and not expiry_reported
+        yield from record_change(EventKind.ROOT_REVOKED, certificate, role, is_root=is_news, now=now)
+
+
+@retryable
+def report_expiry(role: str, fingerprint: str, now: datetime) -> Query[bool]:
+    """Write the event of a root that has expired. Returns False if it was written before, or if the root is gone."""
+    rows = yield (
+        "update trust_anchor set expiry_reported = true where role = $1 and fingerprint = $2 "
+        "and is_root and not expiry_reported returning certificate",
+        (role, fingerprint),
+    )
+    if rows:
+        yield from record_change(EventKind.ROOT_EXPIRED, rows[0][0], role, is_root=True, now=now)
+    return bool(rows)
 
 
 def added_entry(trusted: TrustedCertificate, actor: str, now: datetime, *, new: bool = True) -> Entry:

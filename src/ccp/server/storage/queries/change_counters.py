@@ -46,6 +46,13 @@ def bump(counter: ChangeCounter) -> Statement:
     return _NEXT, (counter,)
 
 
+def next_number(counter: ChangeCounter) -> Query[int]:
+    """Increment a counter. Returns the number of this change."""
+    rows = yield f"{_NEXT} returning number", (counter,)
+    number: int = rows[0][0]
+    return number
+
+
 def lock(counter: ChangeCounter) -> Statement:
     """Lock a counter, and so its table against other writers, until the end of the transaction."""
     # Not `select … for update`, which would lock nothing if the row is missing.
@@ -58,8 +65,7 @@ def lock(counter: ChangeCounter) -> Statement:
 
 def bump_and_log(counter: ChangeCounter, key: str) -> Query[None]:
     """Increment a counter that has a log, and log the key of the changed row. Part of every change of a row."""
-    rows = yield f"{_NEXT} returning number", (counter,)
-    number = rows[0][0]
+    number = yield from next_number(counter)
     insert = """
     insert into change_log (topic, number, key) values ($1, $2, $3)
     on conflict (topic, number) do update set key = excluded.key

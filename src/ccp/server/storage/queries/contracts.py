@@ -196,7 +196,8 @@ def publish(
     )  # fmt: skip
     contesting = contesting_providers(default, (*others, emaid))
     kind = EventKind.CREATED if created else EventKind.UPDATED
-    yield event(kind, emaid, pcid, vehicle, [contract.namespace], contested=bool(contesting))
+    members = {"contested": True} if contesting else {}
+    yield event(kind, emaid, pcid, vehicle, [contract.namespace], **members)
     same = (emaid, contract.namespace, contract.root_fingerprint)
     replaced = any((other, namespace, root) == same for other, namespace, root in stored)
     moved_from = holder if holder != pcid else None
@@ -345,11 +346,14 @@ def event(
     pcid: PCID,
     vehicle: LockedVehicle,
     namespaces: Iterable[str],
-    *,
-    contested: bool = False,
+    **members: object,
 ) -> tuple[str, Row]:
-    """The event of a change of a contract. vehicle: locked for this event only. namespaces: of the changed variants."""
-    return event_at(kind, emaid, pcid, vehicle.rev, vehicle.at, namespaces, contested=contested)
+    """The event of a change of a contract.
+
+    vehicle: locked for this event only. namespaces: of the changed variants. members: of the payload, besides the ids
+    and the contract's data.
+    """
+    return event_at(kind, emaid, pcid, vehicle.rev, vehicle.at, namespaces, **members)
 
 
 def event_at(
@@ -359,8 +363,7 @@ def event_at(
     rev: int,
     stamp: datetime,
     namespaces: Iterable[str],
-    *,
-    contested: bool = False,
+    **members: object,
 ) -> tuple[str, Row]:
     """As `event`, with the vehicle's revision and the stamp of this event."""
     insert = """
@@ -368,8 +371,8 @@ def event_at(
     values ($1, $2, $3, $4, $5, $6, 0, 0)
     """
     payload: dict[str, object] = {"emaid": emaid, "pcid": pcid, "namespaces": sorted(namespaces)}
-    if contested:
-        payload["contested"] = True
+    if members:
+        payload["members"] = members
     return insert, (pcid, rev, kind, emaid, json.dumps(payload), microseconds(stamp))
 
 

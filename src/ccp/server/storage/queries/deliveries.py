@@ -36,10 +36,10 @@ DeliveryCursor: TypeAlias = tuple[datetime, str]
 class Delivery:
     """An event for one webhook, in one namespace.
 
-    rev: the event's revision, which orders the events of a vehicle. part: the number of the namespace within the event.
-    event_id: a UUID, the same at each attempt. kind: the name that the subscriber knows. payload: as it is sent.
-    created_at: when the change was made. due_at: time of the next attempt, or end of the current lease. attempts:
-    started so far.
+    pcid, emaid: empty for the event of a trust anchor. rev: the event's revision, which orders the events of a vehicle.
+    part: the number of the namespace within the event. event_id: a UUID, the same at each attempt. kind: the name that
+    the subscriber knows. namespace: empty if the event has none. payload: as it is sent. created_at: when the change
+    was made. due_at: time of the next attempt, or end of the current lease. attempts: started so far.
     """
 
     pcid: PCID

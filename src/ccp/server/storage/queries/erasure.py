@@ -10,7 +10,7 @@ from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.storage.engine.query import Query, long_read
-from ccp.server.storage.queries import audit
+from ccp.server.storage.queries import audit, handed_out
 from ccp.server.storage.queries.audit import AuditRow
 from ccp.server.storage.queries.contracts import remove
 from ccp.server.storage.queries.outbox import hold as hold_outbox
@@ -22,9 +22,11 @@ CertificateKey = tuple[str, str]
 
 @dataclass(slots=True)
 class Erased:
-    """Numbers of removed rows. waiting: events for the vehicle's OEM that are still to be delivered.
+    """Numbers of removed rows.
 
-    vehicle: the vehicle's own row was removed; it stays while an event waits. keys: certificates of the contracts.
+    deliveries: what was remembered of deliveries one by one. waiting: events for the vehicle's OEM that are still to be
+    delivered. vehicle: the vehicle's own row was removed; it stays while an event waits. keys: certificates of the
+    contracts.
     """
 
     contracts: int = 0
@@ -33,6 +35,7 @@ class Erased:
     evidence: int = 0
     watched: int = 0
     audit_rows: int = 0
+    deliveries: int = 0
     vehicle: bool = False
     waiting: int = 0
     keys: set[CertificateKey] = field(default_factory=set)
@@ -88,6 +91,7 @@ def erase(
     else:
         yield from _erase_vehicle(named, now, erased)
     yield from _erase_events(named, erased, notify=notify)
+    erased.deliveries = yield from handed_out.erase(named)
     if isinstance(named, PCID) and not erased.waiting:
         erased.vehicle = bool((yield "delete from vehicle where pcid = $1 returning pcid", (named,)))
     for key in sorted(erased.keys):
@@ -100,6 +104,7 @@ def erase(
         "contracts": erased.contracts,
         "variants": erased.variants,
         "events": erased.events,
+        "deliveries": erased.deliveries,
         "evidence": erased.evidence + erased.watched,
         "vehicle": erased.vehicle,
     }

@@ -1,0 +1,464 @@
+"""Access tokens for external services: when they are fetched, renewed and shared, and what an endpoint may answer."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import os
+import ssl
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlencode
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from ccp.errors import UpstreamError
+from ccp.server.external.access_tokens import ClientCredentials, TokenError, parse_token_response
+from ccp.server.external.client_tls import ClientTLS
+from ccp.server.external.outbound import HttpResponse, OutboundClient, OutboundError
+from ccp.server.external.service_connection import ServiceConnection
+from ccp.server.service_settings import ServiceSettings
+from tests.scripted_server import DROP, ENDLESS, HANG, NOT_HTTP, Reply, Scripted, error, granted, json_reply, scripted
+from tests.server.external.scripted_server import with_outbound
+from tests.tls_files import PrivateCA
+
+T = TypeVar("T")
+
+SECRET = "hunter2-of-the-pool"
+TOKEN = "/oauth/token"
+ROOTS = "/roots"
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def server() -> Iterator[Scripted]:
+    with scripted() as running:
+        running.on(ROOTS, json_reply({}))
+        running.on(TOKEN, granted("first"), granted("second"), granted("third"))
+        yield running
+
+
+def described(server: Scripted, **members: Any) -> ServiceSettings:
+    values = {"token_url": server.url + TOKEN, "client_id": "pool", "client_secret": SECRET, **members}
+    return ServiceSettings(url=server.url, **values)
+
+
+def run(server: Scripted, use: Callable[[ServiceConnection, Clock], Awaitable[T]], **members: Any) -> T:
+    async def start(out: OutboundClient) -> T:
+        clock = Clock()
+        return await use(ServiceConnection(out, described(server, **members), "Test service", clock), clock)
+
+    return with_outbound(start)
+
+
+async def ask(connection: ServiceConnection, timeout: float = 5.0) -> int:  # noqa: ASYNC109
+    return (await connection.request("GET", ROOTS, timeout=timeout, max_bytes=10_000)).status
+
+
+def presented(server: Scripted) -> list[str]:
+    """The tokens that the service received."""
+    return [one.headers.get("authorization", "").removeprefix("Bearer ") for one in server.asked(ROOTS)]
+
+
+def test_client_credentials_are_requested_when_first_needed_and_kept(server: Scripted) -> None:
+    async def use(connection: ServiceConnection, clock: Clock) -> None:
+        assert server.asked(TOKEN) == []
+        for _ in range(3):
+            assert await ask(connection) == 200
+
+    run(server, use, audience="https://service.example", scope="read write")
+    (asked,) = server.asked(TOKEN)
+    assert asked.method == "POST"
+    assert asked.headers["content-type"] == "application/x-www-form-urlencoded"
+    assert parse_qs(asked.body.decode()) == {
+        "grant_type": ["client_credentials"],
+        "client_id": ["pool"],
+        "client_secret": [SECRET],
+        "audience": ["https://service.example"],
+        "scope": ["read write"],
+    }
+    assert presented(server) == ["first"] * 3
+
+
+def test_client_credentials_are_renewed_in_the_background_before_they_expire(server: Scripted) -> None:
+    async def use(connection: ServiceConnection, clock: Clock) -> None:
+        await ask(connection)
+        clock.now += 3600 * 0.69
+        await ask(connection)
+        assert len(server.asked(TOKEN)) == 1
+        clock.now += 3600 * 0.17
+        await ask(connection)  # Does not wait for the renewal that it starts.
+        assert isinstance(connection.tokens, ClientCredentials)
+        if (renewal := connection.tokens._fetching) is not None:
+            await renewal
+        await ask(connection)
+
+    run(server, use)
+    assert presented(server) == ["first", "first", "first", "second"]
+    assert len(server.asked(TOKEN)) == 2
+
+
+def test_client_credentials_of_workers_are_renewed_at_different_times(server: Scripted) -> None:
+    async def use(connection: ServiceConnection, clock: Clock) -> list[float]:
+        times = []
+        for part in (0.0, 0.5, 0.999):
+            tokens = ClientCredentials(connection.settings, connection._outbound, "Test", clock, lambda part=part: part)
+            await tokens.get()
+            times.append(tokens._renew_at - clock.now)
+        return times
+
+    assert [round(time) for time in run(server, use)] == [2520, 2790, 3059]
+
+
+def test_failed_renewal_keeps_the_token_until_it_expires(server: Scripted) -> None:
+    server.on(TOKEN, granted("first"), error(503))
+
+    async def use(connection: ServiceConnection, clock: Clock) -> None:
+        await ask(connection)
+        clock.now += 3600 * 0.9
+        for _ in range(20):
+            assert await ask(connection) == 200
+            await asyncio.sleep(0.01)
+        assert len(server.asked(TOKEN)) == 4, "the first, and three before the circuit opens"
+        clock.now += 3600 * 0.1 + 1
+        with pytest.raises(TokenError, match="no access token for the Test service"):
+            await ask(connection)
+
+    run(server, use)
+    assert presented(server) == ["first"] * 21
+
+
+def test_rejected_token_is_renewed_once_and_the_request_repeated(server: Scripted) -> None:
+    server.on(ROOTS, error(401), json_reply({}))
+    assert run(server, lambda connection, clock: ask(connection)) == 200
+    assert presented(server) == ["first", "second"]
+
+
+def test_rejected_tokens_cause_one_token_request_in_ten_seconds(server: Scripted) -> None:
+    server.on(ROOTS, error(401))
+    server.on(TOKEN, *(granted(f"t{number}") for number in range(50)))
+
+    async def use(connection: ServiceConnection, clock: Clock) -> None:
+        for _ in range(10):
+            assert await ask(connection) == 401
+        assert len(server.asked(TOKEN)) == 2
+        clock.now += 10
+        assert await ask(connection) == 401
+        assert len(server.asked(TOKEN)) == 3
+
+    run(server, use)
+    assert len(presented(server)) == 13
+
+
+def test_rejection_of_an_old_token_uses_the_one_fetched_meanwhile(server: Scripted) -> None:
+    async def use(connection: ServiceConnection, clock: Clock) -> list[str | None]:
+        first = await connection.tokens.get()
+        second = await connection.tokens.get(rejected=first)
+        return [first, second, await connection.tokens.get(rejected=first)]
+
+    assert run(server, use) == ["first", "second", "second"]
+    assert len(server.asked(TOKEN)) == 2
+
+
+def test_fixed_token_is_not_repeated_after_a_rejection(server: Scripted) -> None:
+    server.on(ROOTS, error(401))
+
+    async def use(out: OutboundClient) -> int:
+        return await ask(ServiceConnection(out, ServiceSettings(url=server.url, token="fixed"), "Test service"))
+
+    assert with_outbound(use) == 401
+    assert presented(server) == ["fixed"]
+
+
+def test_concurrent_callers_share_one_token_request(server: Scripted) -> None:
+    slow = granted("shared")
+    slow.delay = 0.2
+    server.on(TOKEN, slow)
+
+    async def use(connection: ServiceConnection, clock: Clock) -> list[int]:
+        impatient = asyncio.create_task(ask(connection))
+        await asyncio.sleep(0.05)
+        impatient.cancel()  # It started the request that the others wait for.
+        return await asyncio.gather(*(ask(connection) for _ in range(20)))
+
+    assert run(server, use) == [200] * 20
+    assert len(server.asked(TOKEN)) == 1
+    assert presented(server) == ["shared"] * 20
+
+
+@pytest.mark.parametrize(
+    "reply", [error(500), DROP, NOT_HTTP, ENDLESS, Reply(302, headers={"Location": ROOTS}), json_reply({}),
+              json_reply({"error": "invalid_client"}, 401), Reply(200, b"<html>", {"Content-Type": "text/html"})],
+    ids=lambda reply: f"{reply.status}-{reply.body[:12]!r}",
+)  # fmt: skip
+def test_failing_token_endpoint_opens_the_circuit_and_is_not_flooded(server: Scripted, reply: Reply) -> None:
+    server.on(TOKEN, reply)
+
+    async def use(connection: ServiceConnection, clock: Clock) -> None:
+        for _ in range(20):
+            with pytest.raises(TokenError):
+                await ask(connection)
+        assert len(server.asked(TOKEN)) == 3
+        clock.now += 15
+        for _ in range(5):
+            with pytest.raises(TokenError):
+                await ask(connection)
+        assert len(server.asked(TOKEN)) == 4
+        server.on(TOKEN, granted("late"))
+        clock.now += 30
+        assert await ask(connection) == 200
+
+    run(server, use)
+    assert presented(server) == ["late"]
+
+
+def test_hanging_token_endpoint_costs_a_caller_its_own_timeout(server: Scripted) -> None:
+    server.on(TOKEN, HANG)
+
+    async def use(connection: ServiceConnection, clock: Clock) -> float:
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(OutboundError, match="did not answer"):
+            await ask(connection, timeout=0.2)
+        return asyncio.get_running_loop().time() - began
+
+    assert run(server, use) < 1.5
+    assert len(server.asked(TOKEN)) == 1
+
+
+def test_token_request_of_opcp_is_json_and_has_another_form_in_reserve(server: Scripted) -> None:
+    server.on(TOKEN, granted("first", 10), Reply(415), granted("second", 10), granted("third"))
+
+    async def use(connection: ServiceConnection, clock: Clock) -> None:
+        for _ in range(3):
+            await ask(connection)
+            clock.now += 11
+
+    run(server, use, dialect="opcp", audience="https://service.example")
+    kinds = [one.headers["content-type"].rpartition("/")[2] for one in server.asked(TOKEN)]
+    assert kinds == ["json", "json", "x-www-form-urlencoded", "x-www-form-urlencoded"]
+    assert json.loads(server.asked(TOKEN)[0].body) == {
+        "grant_type": "client_credentials",
+        "client_id": "pool",
+        "client_secret": SECRET,
+        "audience": "https://service.example",
+    }
+    assert presented(server) == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("name", ["invalid_client", "unauthorized_client", "invalid_scope"])
+def test_token_request_that_is_refused_for_its_content_is_not_repeated(server: Scripted, name: str) -> None:
+    server.on(TOKEN, json_reply({"error": name}, 400))
+
+    async def use(connection: ServiceConnection, clock: Clock) -> None:
+        with capture_logs() as logs, pytest.raises(TokenError):
+            await ask(connection)
+        assert logs[0]["reason"] == f"The token endpoint answered 400 ({name})."
+
+    run(server, use)
+    assert len(server.asked(TOKEN)) == 1
+
+
+def _response(body: bytes, kind: str = "application/json", status: int = 200) -> HttpResponse:
+    return HttpResponse(status, {"content-type": kind}, body)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [(3600, 3600), ("3600", 3600), (3599.5, 3599.5), (None, 300), (0, 300), (-5, 300), ("soon", 300), (True, 300),
+     ([], 300), (1, 10), (10**9, 86_400), (10**18, 86_400), ("NaN", 300), ("1e999", 86_400)],
+)  # fmt: skip
+def test_token_response_lifetime_is_bounded(value: Any, seconds: float) -> None:
+    body = json.dumps({"access_token": "t", "expires_in": value, "token_type": "bearer"}).encode()
+    assert parse_token_response(_response(body)) == ("t", seconds)
+
+
+def test_token_response_may_be_a_form_and_omit_members() -> None:
+    form = urlencode({"access_token": "a.b-c", "expires_in": "60"}).encode()
+    assert parse_token_response(_response(form, "application/x-www-form-urlencoded; charset=utf-8")) == ("a.b-c", 60)
+    assert parse_token_response(_response(b'{"access_token":"t"}')) == ("t", 300)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        _response(b'{"access_token":"t"}', status=201),
+        _response(b'{"access_token":""}'),
+        _response(b'{"access_token":5}'),
+        _response(b'{"access_token":"a b"}'),
+        _response('{"access_token":"\u00e9"}'.encode()),
+        _response(b'{"access_token":"a\\r\\nX: y"}'),
+        _response(b'{"access_token":"t","token_type":"mac"}'),
+        _response(b'{"access_token":"t","token_type":5}'),
+        _response(b'["access_token"]'),
+        _response(b""),
+        _response(b"&".join(b"a=b" for _ in range(100)), "application/x-www-form-urlencoded"),
+    ],
+)
+def test_token_response_without_a_usable_token_is_an_error(response: HttpResponse) -> None:
+    with pytest.raises(TokenError):
+        parse_token_response(response)
+
+
+def test_token_and_secret_files_are_read_again_when_they_change(server: Scripted, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(" from-a-file\n")
+
+    async def use(out: OutboundClient) -> None:
+        clock = Clock()
+        service = ServiceSettings(url=server.url, token_file=file)
+        connection = ServiceConnection(out, service, "Test service", clock)
+        await ask(connection)
+        replace(file, "renewed")
+        clock.now += 1
+        await ask(connection)
+        replace(file, "renewed-again")
+        server.on(ROOTS, error(401), json_reply({}))
+        assert await ask(connection) == 200
+        file.unlink()
+        clock.now += 1
+        with pytest.raises(TokenError):
+            await ask(connection)
+
+    with_outbound(use)
+    assert presented(server) == ["from-a-file", "renewed", "renewed", "renewed-again"]
+    secret = tmp_path / "secret"
+    secret.write_text("old\n")
+
+    async def grant(connection: ServiceConnection, clock: Clock) -> None:
+        await ask(connection)
+        replace(secret, "new")
+        clock.now += 3601
+        await ask(connection)
+
+    run(server, grant, client_secret=None, client_secret_file=secret)
+    assert [parse_qs(one.body.decode())["client_secret"] for one in server.asked(TOKEN)] == [["old"], ["new"]]
+
+
+def replace(path: Path, text: str) -> None:
+    other = path.with_suffix(".new")
+    other.write_text(text)
+    os.replace(other, path)
+
+
+def test_secrets_are_in_no_log_event_error_or_traceback(server: Scripted) -> None:
+    """Everything that goes wrong with a token, with every logger of the process at its most talkative."""
+    hidden = {SECRET, "granted-token", "fixed-token"}
+    lines = io.StringIO()
+    handler = logging.StreamHandler(lines)
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(1)
+    texts: list[str] = []
+    echo = json_reply({"error": "invalid_client", "error_description": SECRET}, 400)
+    replies: list[tuple[Reply, Reply]] = [
+        (granted("granted-token"), reply) for reply in (json_reply({}), error(401), DROP, NOT_HTTP, ENDLESS, HANG)
+    ]
+    replies += [(reply, json_reply({})) for reply in (echo, error(500, SECRET), DROP, NOT_HTTP, ENDLESS, HANG)]
+    try:
+        with capture_logs() as logs:
+            for token, service in replies:
+                server.on(TOKEN, token)
+                server.on(ROOTS, service)
+
+                async def use(connection: ServiceConnection, clock: Clock) -> None:
+                    texts.append(f"{connection!r} {connection.tokens!r} {connection.settings!r} {vars(connection)}")
+                    try:
+                        await ask(connection, timeout=0.3)
+                    except (UpstreamError, OutboundError) as exc:
+                        texts.extend(traceback.format_exception(exc))
+                        texts.append(structlog.processors.format_exc_info(None, "", {"exc_info": exc})["exception"])
+
+                run(server, use)
+
+            async def fixed(out: OutboundClient) -> None:
+                server.on(ROOTS, DROP)
+                connection = ServiceConnection(
+                    out, ServiceSettings(url=server.url, token="fixed-token"), "Test service"
+                )
+                try:
+                    await ask(connection)
+                except OutboundError as exc:
+                    texts.extend(traceback.format_exception(exc))
+
+            with_outbound(fixed)
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+    everything = "\n".join([*texts, lines.getvalue(), *map(str, logs)])
+    assert "receive_response_headers" in lines.getvalue(), "httpcore's own log was read"
+    assert "access token not obtained" in everything
+    assert [secret for secret in hidden if secret in everything] == []
+
+
+# --- TLS ---
+
+
+def test_service_and_token_endpoint_use_the_private_ca_and_the_client_certificate(tmp_path: Path) -> None:
+    ca = PrivateCA(tmp_path)
+    client = ca.issue("pool", client=True)
+    with scripted(ca.server("service", mutual=True)) as service, scripted(ca.server("tokens", mutual=True)) as tokens:
+        service.on(ROOTS, json_reply({}))
+        tokens.on(TOKEN, granted("over-tls"))
+        members: dict[str, Any] = {
+            "token_url": tokens.url + TOKEN, "ca": ca.ca, "tls_cert": client.cert, "tls_key": client.key,
+        }  # fmt: skip
+        assert run(service, lambda connection, clock: ask(connection), **members) == 200
+        assert presented(service) == ["over-tls"]
+        heard = len(service.received)
+        # Without a certificate of this CA there is no connection, so neither token nor request is sent.
+        for less in ({"tls_cert": None, "tls_key": None}, {"ca": None}):
+            with pytest.raises((OutboundError, TokenError)):
+                run(service, lambda connection, clock: ask(connection), **{**members, **less})
+        assert len(service.received) == heard
+        assert len(tokens.received) == 1
+
+
+def test_private_ca_replaces_the_cas_of_the_system_for_the_service(tmp_path: Path) -> None:
+    ours, other = PrivateCA(tmp_path, "Ours"), PrivateCA(tmp_path, "Other")
+
+    def reached(context: ssl.SSLContext) -> bool:
+        with scripted(context) as service:
+            service.on(ROOTS, json_reply({}))
+
+            async def use(out: OutboundClient) -> int:
+                described = ServiceSettings(url=service.url, token="t", ca=ours.ca)
+                return await ask(ServiceConnection(out, described, "Test service"))
+
+            try:
+                return with_outbound(use) == 200
+            except OutboundError:
+                assert service.received == []
+                return False
+
+    assert reached(ours.server("right"))
+    assert not reached(other.server("wrong"))
+    assert [entry["subject"] for entry in ClientTLS(ca=ours.ca).context().get_ca_certs()] == [
+        ((("commonName", "Ours"),),)
+    ]
+    assert len(ClientTLS(ca=ours.ca, with_system=True).context().get_ca_certs()) >= 1
+
+
+def test_service_certificate_for_another_name_is_refused(tmp_path: Path) -> None:
+    ca = PrivateCA(tmp_path)
+    with scripted(ca.server(host="service.example")) as service:
+
+        async def use(out: OutboundClient) -> int:
+            described = ServiceSettings(url=service.url, token="t", ca=ca.ca)
+            return await ask(ServiceConnection(out, described, "Test service"))
+
+        with pytest.raises(OutboundError):
+            with_outbound(use)
+        assert service.received == []
