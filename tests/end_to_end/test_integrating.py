@@ -6,9 +6,11 @@ To write them into the document:  python -m tests.end_to_end.test_integrating
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import re
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,6 +35,7 @@ from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import Credential
 from ccp.verify import read_response
 from tests.scripted_server import Received, Reply, Scripted, scripted
+from tests.server.http.ocpp.stations import connected
 from tests.waiting import wait_until
 from tests.world import opened, start
 
@@ -196,6 +199,10 @@ def walk(box: Sandbox) -> dict[str, str]:
         *("deliver-404", "example-cpo", "POST", f"{opnc}/signedcontractdata"),
         **{"body": unknown_car, "headers": {"alwaysReturnEXI": "false"}, "status": 404},
     )
+    station = {"action": "Install", "iso15118SchemaVersion": "urn:iso:15118:2:2013:MsgDef"}
+    for name, body in (("ocpp-deliver", ask), ("ocpp-deliver-nothing", unknown_car)):
+        payload = {**station, "exiRequest": body["certificateInstallationReq"]}
+        box.show(name, "example-cpo", "POST", "/ocpp/v1/get15118EVCertificate?ocppVersion=2.0.1", body=payload)
     box.show("opcp-token-json", None, "POST", "/oauth/token", body=token)
     box.show("opcp-token-form", None, "POST", "/oauth/token", form={**token, "audience": box.base_url})
     box.show("opcp-deliver", "example-cpo", "POST", f"{opcp}/signedContractData", body=ask)
@@ -308,13 +315,13 @@ def box() -> Iterator[Sandbox]:
         yield made
 
 
-def program(box: Sandbox, name: str, monkeypatch: pytest.MonkeyPatch, client_id: str) -> str:
+def program(box: Sandbox, name: str, monkeypatch: pytest.MonkeyPatch, client_id: str, max_lines: int = 10) -> str:
     monkeypatch.setenv("CCP_SECRET", box.secret(client_id))
     programs = dict(_PROGRAM.findall(DOCUMENT.read_text("utf-8")))
     assert client_id in programs[name]
     code = programs[name].replace("https://ccp.example", box.base_url)
     assert code != programs[name]
-    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    assert len([line for line in code.splitlines() if line.strip()]) <= max_lines
     return code
 
 
@@ -335,6 +342,36 @@ def test_csms_program_answers_its_stations(box: Sandbox, monkeypatch: pytest.Mon
     answer, negative = asyncio.run(station())
     assert car.install(answer, SESSION, AT)[0].startswith(("DEEXA", "NLEXB"))
     assert not read_response(negative, car.namespace).response_code.startswith("OK")
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("edition", ["iso2", "iso20"])
+def test_stations_program_answers_a_station(box: Sandbox, monkeypatch: pytest.MonkeyPatch, edition: str) -> None:
+    scope: dict[str, Any] = {}
+    exec(program(box, "stations", monkeypatch, "example-cpo", 15), scope)
+    car = box.car(PCID_1 if edition == "iso2" else PCID.parse("WEX0SANDBOX000003"), edition)
+    stranger = box.car(UNKNOWN, edition)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    async def work() -> None:
+        serving = asyncio.create_task(scope["serve_stations"]("127.0.0.1", port))
+        await asyncio.to_thread(wait_until, lambda: is_listening(port))
+        async with connected("2.0.1", f"ws://127.0.0.1:{port}/CS-1") as station:
+            answer = await station.ask(car, car.request(SESSION, AT))
+            refused = await station.ask(stranger, stranger.request(SESSION, AT))
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        await scope["ccp"].close()
+        assert (answer.status, refused.status) == ("Accepted", "Failed")
+        message = base64.b64decode(answer.exi_response)
+        assert car.install(message, SESSION, AT)[0].startswith(("DEEXA", "NLEXB"))
+
+    asyncio.run(work())
 
 
 def test_emsp_program_publishes_and_withdraws(

@@ -11,6 +11,7 @@ import pytest
 
 from ccp.server.domain.authorization import (
     ADMIN_TABLE,
+    ENROLMENT_TABLE,
     EVENT_TABLE,
     MONITORING_TABLE,
     OCPP_TABLE,
@@ -267,7 +268,15 @@ def test_the_role_table_is_printed_whole(database: str) -> None:
     rows = json.loads(ccp_ok("party", "roles", "--json").out)
     assert {(row["operation"], row["role"]) for row in rows} == {
         (operation.value, role.value)
-        for table in (ROLE_TABLE, OCPP_TABLE, EVENT_TABLE, ADMIN_TABLE, MONITORING_TABLE, PUBLIC_ROOT_TABLE)
+        for table in (
+            ROLE_TABLE,
+            OCPP_TABLE,
+            EVENT_TABLE,
+            ENROLMENT_TABLE,
+            ADMIN_TABLE,
+            MONITORING_TABLE,
+            PUBLIC_ROOT_TABLE,
+        )
         for operation, rules in table.items()
         for role in rules
     }

@@ -108,6 +108,14 @@ async def test_a_few_requests_start_at_once() -> None:
 
 
 @looped
+async def test_admission_has_one_class_for_all_requests_of_vehicles() -> None:
+    crowd = Crowd()
+    paths = ("/opnc/v1/ccp/signedcontractdata", "/v1/ccp/signedContractData", "/ocpp/v1/get15118EVCertificate")
+    found = [crowd.offer("one", ("POST", path))[0].lane for path in paths]
+    assert found == [crowd.admission.vehicles] * 3
+
+
+@looped
 async def test_admission_limits_the_starts_of_one_iteration() -> None:
     crowd = Crowd()
     crowd.offer("one", count=5 * MAX_STARTS)
