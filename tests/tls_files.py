@@ -56,9 +56,11 @@ class PrivateCA:
         files.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return files
 
-    def server(self, name: str = "server", *, host: str | None = None, mutual: bool = False) -> ssl.SSLContext:
+    def server(
+        self, name: str = "server", *, host: str | None = None, mutual: bool = False, days: int = 90
+    ) -> ssl.SSLContext:
         """The context of a server. mutual: clients need a certificate of this CA."""
-        files = self.issue(name, host=host)
+        files = self.issue(name, host=host, days=days)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(files.cert, files.key)
         if mutual:
@@ -75,6 +77,6 @@ def _builder(name: str, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days:
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
+        .not_valid_before(now - timedelta(days=10))
         .not_valid_after(now + timedelta(days=days))
     )

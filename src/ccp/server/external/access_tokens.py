@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, urlencode
 import orjson
 import structlog
 
-from ccp.errors import Unavailable, UpstreamError
+from ccp.errors import Unavailable, UpstreamError, strip_tracebacks
 from ccp.server.external.circuit_breaker import CircuitBreaker
 from ccp.server.external.client_tls import ClientTLS
 from ccp.server.external.outbound import HttpResponse, OutboundClient, OutboundError
@@ -148,6 +148,7 @@ class ClientCredentials(AccessTokens):
         # The published description of OPCP has JSON, RFC 6749 a form. Endpoints exist that take only one of them.
         self._as_json = service.dialect is Dialect.OPCP
         self._fetching: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
         self._token: str | None = None
         self._renew_at = -math.inf
         self._expires_at = -math.inf
@@ -165,6 +166,11 @@ class ClientCredentials(AccessTokens):
         await self._fetch()
         return self._token
 
+    @property
+    def lifetime(self) -> float:
+        """Seconds until the current token expires; zero if there is none."""
+        return max(0.0, self._expires_at - self._clock())
+
     def _may_replace_rejected(self) -> bool:
         # Otherwise a service that answers everything with 401 would cause a token request for every call.
         return self._clock() - self._rejected_at >= _REJECTION_INTERVAL
@@ -176,13 +182,13 @@ class ClientCredentials(AccessTokens):
         """Wait for a new token, whichever caller's request gets it. Raises TokenError."""
         if self._fetching is None:
             if not self._breaker.allow():
-                raise self._error()
+                raise self._error() from self._failure
             self._start()
         assert self._fetching is not None
         # Shielded: a caller may be cancelled while others wait for the same request.
         await asyncio.shield(self._fetching)
         if self._token is None or self._clock() >= self._expires_at:
-            raise self._error()
+            raise self._error() from self._failure
 
     def _error(self) -> TokenError:
         return TokenError(f"There is no access token for the {self._name} now; nothing was changed.")
@@ -197,9 +203,11 @@ class ClientCredentials(AccessTokens):
             token, lifetime = await self._request()
         except (OutboundError, TokenError, Unavailable, OSError, ValueError) as exc:
             self._breaker.record_failure()
+            self._failure = strip_tracebacks(exc)
             _log.warning("access token not obtained", service=self._name, reason=_reason(exc))
         else:
             self._breaker.record_success()
+            self._failure = None
             self._token, now = token, self._clock()
             low, high = _RENEW_AFTER
             self._renew_at = now + lifetime * (low + (high - low) * self._random())

@@ -94,9 +94,12 @@ class EgressBackend(httpcore.AsyncNetworkBackend):
         self._budget = budget
         self._allowed = allowed
 
-    async def check(self, host: str) -> None:
-        """Resolve a host and check its addresses without connecting. Raises ResolutionError, RefusedAddressError."""
-        await self._addresses_of(host)
+    async def check(self, host: str) -> list[str]:
+        """Resolve a host and check its addresses without connecting. Returns those that a connection would try.
+
+        Raises ResolutionError, RefusedAddressError.
+        """
+        return await self._addresses_of(host)
 
     async def _addresses_of(self, host: str) -> list[str]:
         call = _current_call.get() or OutboundCall()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -52,16 +52,24 @@ class RootCertificatePool(ServiceClient):
         pool that ignores the filter returns every root for every query. So an entry without types that is returned for
         all three roles is not used. OPCP needs one query, because there every entry has a type.
         """
-        listed: dict[AnchorRole | None, Sequence[object]]
-        if self._connection.settings.dialect is Dialect.OPCP:
-            listed = {None: await self._fetch("/v1/root/rootCerts")}
-        else:
-            listed = {role: await self._fetch(f"/rootcertificates?pkiType={role.value}") for role in AnchorRole}
+        roles: Iterable[AnchorRole | None] = (None,) if self._is_opcp else AnchorRole
+        listed = {role: await self._fetch(path) for role, path in zip(roles, self.paths, strict=True)}
         if not any(listed.values()):
             # A wrong URL answers 404 too. It must not look like a pool that has withdrawn every root.
             raise UpstreamError("The Root Certificate Pool lists no root certificate at all; nothing was changed.")
         # Parsing thousands of certificates takes long: a thread keeps the event loop free.
         return await self._parsing.run(self._parse, listed)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of the queries: one for each role, in OPCP one for all of them."""
+        if self._is_opcp:
+            return ("/v1/root/rootCerts",)
+        return tuple(f"/rootcertificates?pkiType={role.value}" for role in AnchorRole)
+
+    @property
+    def _is_opcp(self) -> bool:
+        return self._connection.settings.dialect is Dialect.OPCP
 
     def _parse(self, listed: Mapping[AnchorRole | None, Sequence[object]]) -> RootList:
         named_roles: dict[Certificate, set[AnchorRole]] = {}
@@ -96,7 +104,7 @@ class RootCertificatePool(ServiceClient):
 
     async def _fetch(self, path: str) -> Sequence[object]:
         response = await self._call("GET", path, timeout=_TIMEOUT, max_bytes=_MAX_BYTES)
-        if response.status == 404 and self._connection.settings.dialect is Dialect.OPNC:
+        if response.status == 404 and not self._is_opcp:
             # The published answer for an empty list. OPCP has no such answer.
             return ()
         if response.status != 200:
