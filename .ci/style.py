@@ -55,7 +55,7 @@ ALLOWED: Final[tuple[tuple[str, str], ...]] = (
     ("", r"ccp neighbour\b"),
     ("src/ccp/cli/neighbour.py", r"neighbour"),
     ("src/ccp/cli/commands.py", r'"neighbour"'),
-    ("tests/cli/test_neighbour", r'"neighbour"'),
+    ("tests/cli/", r'"neighbour"'),
     (".ci/style.py", r".*"),
 )
 

@@ -49,6 +49,7 @@ OTHER_GROUPS: Final = {
     "keys": "keys that the pool makes; `rotate` adds and `revoke` removes one",
     "exi": "messages",
     "db": "the schema",
+    "neighbour": "services in the settings",
 }
 """Groups whose subject operators do not keep a register of."""
 

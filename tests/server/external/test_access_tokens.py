@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import ssl
+import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from urllib.parse import parse_qs, urlencode
 
 import pytest
 import structlog
-from structlog.testing import capture_logs
+from structlog.testing import LogCapture
 
 from ccp.errors import UpstreamError
 from ccp.server.external.access_tokens import ClientCredentials, TokenError, parse_token_response
@@ -48,6 +49,19 @@ def server() -> Iterator[Scripted]:
         running.on(ROOTS, json_reply({}))
         running.on(TOKEN, granted("first"), granted("second"), granted("third"))
         yield running
+
+
+@pytest.fixture
+def logs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every event that a logger of the project writes, at every level."""
+    capture = LogCapture()
+    logger = structlog.wrap_logger(
+        None, processors=[capture], wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG)
+    )
+    for name, module in list(sys.modules.items()):
+        if name.startswith("ccp.") and hasattr(module, "_log"):
+            monkeypatch.setattr(module, "_log", logger)
+    return capture.entries
 
 
 def described(server: Scripted, **members: Any) -> ServiceSettings:
@@ -258,11 +272,13 @@ def test_token_request_of_opcp_is_json_and_has_another_form_in_reserve(server: S
 
 
 @pytest.mark.parametrize("name", ["invalid_client", "unauthorized_client", "invalid_scope"])
-def test_token_request_that_is_refused_for_its_content_is_not_repeated(server: Scripted, name: str) -> None:
+def test_token_request_that_is_refused_for_its_content_is_not_repeated(
+    server: Scripted, name: str, logs: list[Any]
+) -> None:
     server.on(TOKEN, json_reply({"error": name}, 400))
 
     async def use(connection: ServiceConnection, clock: Clock) -> None:
-        with capture_logs() as logs, pytest.raises(TokenError):
+        with pytest.raises(TokenError):
             await ask(connection)
         assert logs[0]["reason"] == f"The token endpoint answered 400 ({name})."
 
@@ -352,7 +368,7 @@ def replace(path: Path, text: str) -> None:
     os.replace(other, path)
 
 
-def test_secrets_are_in_no_log_event_error_or_traceback(server: Scripted) -> None:
+def test_secrets_are_in_no_log_event_error_or_traceback(server: Scripted, logs: list[Any]) -> None:
     """Everything that goes wrong with a token, with every logger of the process at its most talkative."""
     hidden = {SECRET, "granted-token", "fixed-token"}
     lines = io.StringIO()
@@ -368,32 +384,29 @@ def test_secrets_are_in_no_log_event_error_or_traceback(server: Scripted) -> Non
     ]
     replies += [(reply, json_reply({})) for reply in (echo, error(500, SECRET), DROP, NOT_HTTP, ENDLESS, HANG)]
     try:
-        with capture_logs() as logs:
-            for token, service in replies:
-                server.on(TOKEN, token)
-                server.on(ROOTS, service)
+        for token, service in replies:
+            server.on(TOKEN, token)
+            server.on(ROOTS, service)
 
-                async def use(connection: ServiceConnection, clock: Clock) -> None:
-                    texts.append(f"{connection!r} {connection.tokens!r} {connection.settings!r} {vars(connection)}")
-                    try:
-                        await ask(connection, timeout=0.3)
-                    except (UpstreamError, OutboundError) as exc:
-                        texts.extend(traceback.format_exception(exc))
-                        texts.append(structlog.processors.format_exc_info(None, "", {"exc_info": exc})["exception"])
-
-                run(server, use)
-
-            async def fixed(out: OutboundClient) -> None:
-                server.on(ROOTS, DROP)
-                connection = ServiceConnection(
-                    out, ServiceSettings(url=server.url, token="fixed-token"), "Test service"
-                )
+            async def use(connection: ServiceConnection, clock: Clock) -> None:
+                texts.append(f"{connection!r} {connection.tokens!r} {connection.settings!r} {vars(connection)}")
                 try:
-                    await ask(connection)
-                except OutboundError as exc:
+                    await ask(connection, timeout=0.3)
+                except (UpstreamError, OutboundError) as exc:
                     texts.extend(traceback.format_exception(exc))
+                    texts.append(structlog.processors.format_exc_info(None, "", {"exc_info": exc})["exception"])
 
-            with_outbound(fixed)
+            run(server, use)
+
+        async def fixed(out: OutboundClient) -> None:
+            server.on(ROOTS, DROP)
+            connection = ServiceConnection(out, ServiceSettings(url=server.url, token="fixed-token"), "Test service")
+            try:
+                await ask(connection)
+            except OutboundError as exc:
+                texts.extend(traceback.format_exception(exc))
+
+        with_outbound(fixed)
     finally:
         root.removeHandler(handler)
         root.setLevel(level)
