@@ -273,8 +273,16 @@ def test_opcp_root_members_are_derived_from_the_certificate(pool: Pool) -> None:
         # The description's name of the edition, which is read as the canonical one.
         assert item["xsdMsgDefNamespace"] == (namespace or "urn:iso:15118:20:2022:MsgDef")
         assert Namespace.parse(item["xsdMsgDefNamespace"]) is (Namespace.ISO2 if namespace else Namespace.ISO20)
-        assert "crossCertificatePair" not in item
-        assert base64.b64decode(item["caCertificate"]) == root.der
+        # There is no cross-certificate, and the other two members are not described.
+        assert not {"crossCertificatePair", "certificateRevocationList", "labeledUri"} & set(item)
+        assert item["rootType"] == "V2G"
+        assert item["fingerprint"] == root.fingerprint
+        assert (item["commonName"], item["distinguishedName"]) == (root.subject_cn, root.subject_dn)
+        assert int(item["rootIssuerSerialNumber"], 16) == root.serial_number
+        assert item["organizationName"] == "opnc-ccp simulator"
+        for name, time in (("validFrom", root.not_before), ("validTo", root.not_after)):
+            assert item[name] == time.strftime("%Y-%m-%dT%H:%M:%SZ")
+        assert base64.b64decode(item["caCertificate"], validate=True) == root.der
         items = call(pool, "oem", "GET", "/root/rootCerts").json()["RootCertificateCollection"]["rootCertificates"]
         assert item in items
 

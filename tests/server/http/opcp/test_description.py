@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ import pytest
 import schemathesis
 from schemathesis.config import SchemathesisConfig
 
+from ccp import exi
 from ccp.ids import EMAID_PATTERN, PCID_PATTERN
 from ccp.testing.pki import PKI
 from tests import opcp_description
@@ -65,8 +67,11 @@ def furnish(pool: Pool) -> tuple[dict[str, list[str]], dict[str, Any]]:
         known["root"].append(pool.pki(edition).v2g_root.certificate.fingerprint)
     roots = call(pool, "cpo", "GET", "/root/rootCerts").json()["RootCertificateCollection"]["rootCertificates"]
     known["listed"] = [root["rootCertificateId"] for root in roots]
-    known["response"] = [contract.body["certificateInstallationRes"]]
-    return {kind: [str(value) for value in values] for kind, values in known.items()}, contract.body
+    body = dict(contract.body)
+    xml = exi.to_xml(exi.decode(base64.b64decode(body.pop("certificateInstallationRes"))))
+    body["signedContractDataXML"] = base64.b64encode(xml).decode()
+    known["response"] = [body["signedContractDataXML"]]
+    return {kind: [str(value) for value in values] for kind, values in known.items()}, body
 
 
 def explore(pool: Pool, file: str, party: str | None, *, examples: int) -> tuple[Counter[tuple[str, int]], list[str]]:
@@ -108,7 +113,7 @@ def explore(pool: Pool, file: str, party: str | None, *, examples: int) -> tuple
     def whole(context: Any, body: Any) -> Any:
         """A PUT succeeds only when all of its members belong together: where the response is a real one, all are."""
         real = isinstance(body, dict) and body.get("signedContractDataXML") == known["response"][0]
-        return {**body_of_put} if real and context.operation.method == "put" else body
+        return body_of_put if real and context.operation.method == "put" else body
 
     @schema.hook("map_path_parameters")
     def together(context: Any, path_parameters: Any) -> Any:
