@@ -26,11 +26,11 @@ from rig.report import Busy, Row
 HERE: Final = Path(__file__).parent
 DOCUMENT: Final = HERE.parent / "docs" / "reliability.md"
 SUBJECTS: Final = sorted(path.stem for path in (HERE / "holds").glob("[a-z]*.py"))
-_VERDICTS: Final = {True: "holds", False: "**missed**", None: "not judged"}
+_VERDICTS: Final = {True: "met", False: "**missed**", None: "reported"}
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description="Does the pool hold?")
+    options = argparse.ArgumentParser(description="Reliability experiments, compared with their aims.")
     options.add_argument("--only", nargs="+", choices=SUBJECTS, default=SUBJECTS, metavar="SUBJECT")
     options.add_argument("--short", action="store_true", help="the form that continuous integration runs")
     options.add_argument("--write", action="store_true", help="put the tables into docs/reliability.md")
@@ -41,7 +41,7 @@ def main() -> int:
     missed = False
     for subject in given.only:
         rows, failed = _run(subject, given.short, given.write)
-        missed = missed or failed or not rows or any(row.holds is False for row in rows)
+        missed = missed or failed or not rows or any(row.met is False for row in rows)
     return 1 if missed else 0
 
 
@@ -67,7 +67,7 @@ def _run(subject: str, short: bool, write: bool) -> tuple[list[Row], bool]:
 
 
 def _cells(row: Row) -> list[str]:
-    return [row.what, row.aim, row.figure, _VERDICTS[row.holds]]
+    return [row.what, row.aim, row.figure, _VERDICTS[row.met]]
 
 
 if __name__ == "__main__":

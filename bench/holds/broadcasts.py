@@ -30,10 +30,12 @@ from rig import fake_peers, processes, world
 from rig.open_loop import Stream, running
 from rig.report import Row
 
-AIMS = """One party asks with `broadcast: true` for a new unknown car 60 times a second, and all peers are healthy and
-answer at once that they have nothing. Other cars, whose contracts are here, must hardly notice; no healthy peer's
-circuit opens; and a car of another party still gets a contract that only one peer holds. Everything runs on the same
-two cores: one worker, the peers (all in one process), and the load."""
+AIMS: Final = (
+    "One party sends 60 broadcasts a second (`broadcast: true`), each for another unknown vehicle. All peers are "
+    "healthy and answer at once that they have no contract. Aims: vehicles with a contract in this pool are hardly "
+    "slower; no circuit of a healthy peer opens; a vehicle of another party still gets a contract that only one "
+    "peer has. One worker, the peers (one process) and the load share two cores."
+)
 
 PEERS: Final = 20
 _SESSION: Final = bytes.fromhex("00112233445566aa")

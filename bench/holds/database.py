@@ -14,12 +14,12 @@ from rig.open_loop import UNANSWERED, Answer, Outcome, Run, Stream, running
 from rig.postgres import databases
 from rig.report import Row
 
-AIMS = (
-    "Vehicles ask 60 times a second and 3 contracts a second are published, whatever becomes of the answers, while the "
-    "database server is stopped (SIGSTOP), its packets are delayed until the network is back, or swallowed and its "
-    "standby promoted, or its synchronous standby hangs. Every vehicle has to have an answer within 4 seconds, a "
-    "message with its contract or a temporary failure, every publisher within 6, and 2 seconds after the database is "
-    "back requests have to be served again."
+AIMS: Final = (
+    "Vehicles send 60 requests a second and publishers 3 contracts a second, while the database server is stopped "
+    "(SIGSTOP), its packets are delayed until the network is back, its packets are lost and its standby is "
+    "promoted, or its synchronous standby hangs. Aims: every vehicle has an answer within 4 seconds, a message with "
+    "its contract or a temporary failure; every publisher has one within 6 seconds; requests are served again 2 "
+    "seconds after the database is back."
 )
 
 IN_TIME: Final = 4.0

@@ -21,11 +21,11 @@ from rig.processes import Server
 from rig.report import Row
 from rig.world import PATH, Contract
 
-AIMS = (
-    "In each round contracts are published one after another over a few connections, the primary is killed (SIGKILL), "
-    "and the synchronous standby, the second host in the URL, is promoted. No contract whose publication was "
-    "acknowledged may be missing, no more may be stored than was acknowledged or reported as unconfirmed, and the "
-    "first contract has to be stored within a second of the promotion."
+AIMS: Final = (
+    "In each round, publishers send contracts over a few connections, the primary is killed (SIGKILL), and the "
+    "synchronous standby, the second host of the URL, is promoted. Aims: no acknowledged contract is missing; no "
+    "contract is stored that was neither acknowledged nor reported as unconfirmed; the first contract is stored "
+    "within a second of the promotion."
 )
 
 ROUNDS: Final = 20

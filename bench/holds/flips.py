@@ -49,10 +49,10 @@ from rig.report import Row
 from rig.world import PATH
 
 AIMS: Final = (
-    "One bit of a message, of a certificate, of an OCSP response or of a CRL is turned over, every bit in turn, for "
-    "chains of four profiles: P-256, P-521 and Ed448, names of many attribute types, alternative names, policies, "
-    "addresses. What is flipped is published (as a dry run and in earnest), asked with, trusted, or answered by a "
-    "responder. No answer is a 500, and nothing is accepted but flips of what no signature covers."
+    "One bit of a message, certificate, OCSP response or CRL is flipped, every bit in turn, for chains of four "
+    "profiles: P-256, P-521 and Ed448, names of many attribute types, alternative names, policies, status "
+    "addresses. The result is published (as a dry run and for real), sent as a request, added as a trust anchor, or "
+    "returned by a responder. Aims: no response is a 500, and only flips outside the signed parts are accepted."
 )
 
 _TARGET: Final = PATH + "/signedcontractdata"
@@ -196,7 +196,7 @@ def _row(what: str, tally: Tally) -> Row:
     summary = ", ".join(f"{status}: {count:,}" for status, count in sorted(tally.statuses.items()))
     bad = tally.statuses[500]
     figure = f"{bad} and {len(tally.wrong)} of {sum(tally.statuses.values()):,} ({summary}; accepted {tally.accepted})"
-    return Row(what, "no 500, nothing wrong accepted", figure, not bad and not tally.wrong)
+    return Row(what, "no 500, no wrong acceptance", figure, not bad and not tally.wrong)
 
 
 def run(short: bool, folder: Path) -> Iterator[Row]:
@@ -382,7 +382,7 @@ def _trust(profiles: Sequence[Profile], folder: Path, short: bool) -> Iterator[R
         summary = ", ".join(f"{name} {count:,}" for name, count in sorted(statuses.items()))
         yield Row(
             f"trust add, root and sub-CA, {profile.name}",
-            "no crash, no root whose signature does not hold",
+            "no crash, no root with an invalid signature",
             f"{crashed} and {wrong} of {sum(statuses.values()):,} ({summary})",
             not crashed and not wrong,
         )

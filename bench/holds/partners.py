@@ -37,10 +37,10 @@ from rig.open_loop import Outcome, Stream, running
 from rig.processes import Server
 from rig.report import Row
 
-AIMS = (
-    "Two pools with the same contracts and the same load of POST and PUT, in turns: one with 65 parties and 16 "
-    "webhooks, one with thousands of both, where two parties are edited every second. Edits, fan-outs and the "
-    "administration must not delay requests: nothing on their paths may grow with the number of partners."
+AIMS: Final = (
+    "Two pools with the same contracts get the same load of POST and PUT alternately. One has 65 parties and 16 "
+    "webhooks, the other thousands of both, and two of its parties are edited every second. Aim: edits, fan-out and "
+    "administration delay no request; no work of a request grows with the number of partners."
 )
 ADMIN: Final = "example-admin"
 _ALPHABET: Final = string.ascii_uppercase + string.digits
@@ -48,12 +48,12 @@ _ALPHABET: Final = string.ascii_uppercase + string.digits
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """rate_post, rate_put: requests a second. Aims, as ratios to the small pool: post_p99, put_p50 (None: reported and
-    not judged) and cpu, of the servers under load.
+    """rate_post, rate_put: requests a second. Aims, as ratios to the small pool: post_p99, put_p50 (None: only
+    reported) and cpu, of the servers under load.
 
-    lag: aim for how much longer the event loop's longest stop is than in the small pool, seconds.
-    start: aim for the CPU seconds that a start costs more. answered: aim for the share of requests and edits with the
-    wanted answer.
+    lag: aim for the additional delay of the event loop, compared with the small pool, seconds.
+    start: aim for the additional CPU seconds of a start. answered: aim for the share of requests and edits with the
+    expected response.
     """
 
     parties: int
@@ -89,7 +89,7 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
 
 @dataclass
 class _Pool:
-    """One of the two. messages: by name, with its own tokens. cpu: seconds that its start took. used: seconds of
+    """One of the two pools. messages: by name, with its own tokens. cpu: seconds that its start took. used: seconds of
     CPU under load.
 
     lags: of its event loop, seconds.

@@ -26,9 +26,9 @@ from rig.postgres import PoolOn
 from rig.report import Row
 from rig.rows import Made, Templates, fill_sqlite
 
-AIMS = (
-    "An export of one provider of sixteen has to read the contracts of this provider alone. The search for a contract "
-    "in the audit trail reads all of it (decision 0022), and must not hold up changes, also where `ccp erase` does it."
+AIMS: Final = (
+    "Aims: an export of one of sixteen providers reads the contracts of that provider only; a search for a contract "
+    "in the audit trail, which reads the whole trail (decision 0022), delays no change, also in `ccp erase`."
 )
 TEMPLATES: Final = 32
 _BATCH: Final = 5000

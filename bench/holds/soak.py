@@ -27,10 +27,10 @@ from rig.processes import Server
 from rig.report import Row
 
 AIMS: Final = (
-    "Hostile callers (flipped bits in publications and requests, unknown vehicles, garbage, wrong tokens and secrets, "
-    "large bodies, slow clients, certificates that each name a new responder, which lies) beside honest ones, for half "
-    "an hour. Memory of each worker is flat after ten minutes, every container keeps the bound that "
-    "[memory](memory.md) states, no answer is a 500, and honest callers get theirs."
+    "Hostile callers (flipped bits in publications and requests, unknown vehicles, garbage, wrong tokens and "
+    "secrets, large bodies, slow clients, certificates that each name a new responder with wrong answers) beside "
+    "honest ones, for half an hour. Aims: the memory of each worker is constant after ten minutes; every container "
+    "stays within its bound in [memory](memory.md); no response is a 500; honest callers get the expected response."
 )
 
 MINUTES: Final = 30
@@ -159,7 +159,7 @@ def _judged(
     }
     yield Row("honest requests with a wrong answer", "0", f"{wrong or 0} of {sum(answers.values())}", not wrong)
     share = sum(right.values()) / max(1, sum(answers.values()))
-    yield Row("honest requests answered as they should", "reported", f"{100 * share:.2f} %", None)
+    yield Row("honest requests with the expected answer", "reported", f"{100 * share:.2f} %", None)
     over = bounds.exceeded(longest)
     watched = sum(name in bounds.stated() for name in longest)
     yield Row(f"containers beyond their bound, of {watched}", "0", f"{len(over)}", not over, "; ".join(over))

@@ -20,11 +20,11 @@ from rig.postgres import PoolOn
 from rig.report import Row
 from rig.rows import Templates, fill_sqlite
 
-AIMS = (
-    "The lock of the thread that writes to SQLite fails (OSError) for a while under a load of PUT and POST: every "
-    "request has to be answered, changes with 503, readiness has to fail meanwhile, and everything has to work again "
-    "afterwards by itself, with nothing acknowledged that is not there. Then a worker purges a large database, where "
-    "many contracts have expired, while vehicles ask: they have to be answered as if it did not."
+AIMS: Final = (
+    "The lock of the SQLite writer thread fails (OSError) for some seconds under a load of PUT and POST. Aims: "
+    "every request is answered, changes with 503; readiness fails meanwhile; service resumes without intervention; "
+    "nothing acknowledged is missing. Then a worker purges many expired contracts from a large database while "
+    "vehicles send requests. Aim: they are answered as without a purge."
 )
 
 

@@ -23,10 +23,11 @@ from rig import processes
 from rig.report import ROOT, Row
 
 AIMS: Final = (
-    "Small commands run in turns with a bare Python (`python -c pass`); the pool is started with one worker and with "
-    "two, and asked on new connections until it answers; a worker is killed (SIGKILL) while clients ask. Commands that "
-    "need no server have to be done in 0.25 s with 40 MiB, a worker has to be ready within a second of processor time, "
-    "and a killed worker has to be replaced within two seconds. Only requests that it had accepted may be lost."
+    "Small commands run alternately with a bare Python (`python -c pass`); the pool starts with one worker and with "
+    "two, and is polled on new connections until it answers; a worker is killed (SIGKILL) while clients send "
+    "requests. Aims: commands without a server take 0.25 s and 40 MiB at most; a worker is ready after a second of "
+    "processor time; a killed worker is replaced within two seconds, and only requests that it had accepted are "
+    "lost."
 )
 
 _MESSAGE: Final = ROOT / "tests" / "vectors" / "installation_res_iso2_opnc_example.b64"

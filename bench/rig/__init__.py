@@ -1,1 +1,1 @@
-"""What the figures are measured with: a world of signed messages, servers, loads, ceilings, and the tables."""
+"""Tools of the benchmarks: signed messages, servers, load generators, upper bounds, and tables."""

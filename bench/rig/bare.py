@@ -1,11 +1,11 @@
-"""A program: POST with nothing around it, the ceiling for what a server can reach that does the same work.
+"""A program: POST without a framework, the upper bound for a server that does the same work.
 
     python bench/rig/bare.py CONFIG DATABASE PORT
 
-One asyncio protocol on uvloop reads HTTP by hand (a head that is well-formed and has a Content-Length), and does with
-the package's own functions what the pool does: Base64, EXI, the car's signature and chain, the stored evidence for both
-chains, the lookup in the same SQLite file, the choice, the splice, JSON. No tokens, rates, roles, log or limits.
-Several of them share a port (SO_REUSEPORT).
+One asyncio protocol on uvloop parses HTTP by hand (a well-formed head with a Content-Length) and does the pool's work
+with the package's own functions: Base64, EXI, the vehicle's signature and chain, stored evidence of both chains, lookup
+in the same SQLite file, selection, replacement of the header, JSON. It has no tokens, rate limits, roles or log.
+Several processes share a port (SO_REUSEPORT).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ccp.x509.revocation_policy import DeferredRevocation, check_refs
 
 
 class Work:
-    """What a POST is, without HTTP."""
+    """The work of one POST, without HTTP."""
 
     def __init__(self, database: str, anchors: TrustAnchors, rules: Any) -> None:
         self._connection = sqlite3.connect(sqlite_file(database), isolation_level=None)

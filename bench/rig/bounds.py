@@ -1,4 +1,4 @@
-"""The bounds of containers that docs/memory.md names, as numbers where it has some."""
+"""The bounds of containers in docs/memory.md, as numbers where they are numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAME: Final = re.compile(r"`([a-z_0-9]+(?:\.\w+)+)(?:\(\))?`")
 
 
 def stated() -> dict[str, int | None]:
-    """By container, as `rig.containers` names it; None where the bound is no number."""
+    """Bounds by container, named as by `rig.containers`; None if the bound is not a number."""
     table = DOCUMENT.read_text("utf-8").partition("\n## ")[0]
     return {
         f"ccp.{name}": int(number) if number else None
@@ -26,7 +26,7 @@ def stated() -> dict[str, int | None]:
 
 
 def exceeded(sizes: dict[str, Size]) -> list[str]:
-    """A sentence for each container that has more entries than it may."""
+    """One sentence for each container that is longer than its bound."""
     found = []
     for name, bound in stated().items():
         longest = sizes[name].longest if name in sizes else 0

@@ -1,4 +1,4 @@
-"""A program: an application that answers a constant, under the same uvicorn and the same protocol as the pool.
+"""A program: an application with a constant response, under the pool's uvicorn and protocol.
 
 python bench/rig/constant.py FILE PORT WORKERS
 """

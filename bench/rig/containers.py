@@ -1,10 +1,9 @@
-"""The containers of the pool in a process: how long every dict, list, set, deque and cache of `ccp` is.
+"""Sizes of the pool's containers in a process: every dict, list, set, deque and cache of `ccp`.
 
-    sizes()["ccp.x509.path_validation.TrustAnchors._seen"]       # Size(longest=2048, total=2048, owners=1)
+    sizes()["ccp.x509.path_validation.TrustAnchors._leaf_cache"]       # Size(longest=2048, total=2048, owners=1)
 
-A container is named by the module and the class that hold it, and the attribute; at module level by module and name.
-What is counted is whatever the collector can reach from the modules of `ccp` and from what is alive: objects that
-`gc.freeze` keeps from the collector as well.
+A container is named by module, class and attribute; at module level by module and name. Counted is whatever is
+reachable from the modules of `ccp` and from live objects, including objects that `gc.freeze` excludes from collection.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _CLOSED: Final = (type, types.CodeType, types.BuiltinFunctionType, str, bytes, i
 
 
 class Size(NamedTuple):
-    """longest: of one of the owners. total: of all of them together."""
+    """longest: length in the owner with the most entries. total: of all owners."""
 
     longest: int
     total: int
@@ -58,7 +57,7 @@ def _lengths() -> Iterator[tuple[str, int]]:
 
 
 def _length(value: Any) -> int | None:
-    """None for what is no container."""
+    """The length; None if the value is not a container."""
     if isinstance(value, _KINDS):
         return len(value)
     if isinstance(value, _QUEUES):
@@ -78,7 +77,7 @@ def _attributes(owner: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _instances() -> Iterator[Any]:
-    """Every living object of a class of ours."""
+    """Every live object of a class of `ccp`."""
     modules = [vars(module) for name, module in tuple(sys.modules.items()) if name.partition(".")[0] == "ccp"]
     waiting: list[Any] = [*modules, *gc.get_objects()]
     seen = {id(one) for one in waiting}

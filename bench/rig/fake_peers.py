@@ -1,11 +1,11 @@
-"""Other pools that are light: each answers from a table, after a delay, on a port of its own. One process has them all.
+"""Lightweight peer pools: each answers from a table, after a delay, on its own port. One process serves all of them.
 
     with running([Peer(), Peer(delay=0.05), Peer(hangs=True)], nothing) as peers:
         peers.ports                                    # one for each
     peers.asked()                                      # requests so far, for each
 
-A request that stands in a peer's table is answered with what stands there, every other one with `nothing`. Keys are the
-Base64 texts of messages, as they stand in the JSON of a request.
+A peer answers a request in its table with the body there, and any other request with `nothing`. Keys are the Base64
+texts of messages in the JSON of requests.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KEEP_ALIVE: Final = 75.0
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """delay: seconds before it answers. hangs: it reads and never answers. contracts: body by request."""
+    """delay: seconds before each response. hangs: reads and never answers. contracts: response body by request."""
 
     delay: float = 0.0
     hangs: bool = False
@@ -42,11 +42,11 @@ class Peers:
     ports: tuple[int, ...]
 
     def asked(self) -> list[int]:
-        """How many requests each of them has read."""
+        """Number of requests that each peer has read."""
         return [asked for asked, _ in self._figures()]
 
     def connections(self) -> list[int]:
-        """How many connections each of them has accepted since its start."""
+        """Number of connections that each peer has accepted."""
         return [accepted for _, accepted in self._figures()]
 
     def _figures(self) -> list[tuple[int, int]]:

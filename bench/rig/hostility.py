@@ -1,10 +1,10 @@
-"""Hostile callers, each in its own thread. Every message that they send is new, made with real cryptography.
+"""Hostile callers, each in its own thread. Every message is new and made with real cryptography.
 
     with Hostility(port, world, rate=1.0) as hostile:      # rate: a factor on every caller's own rate
         ...
-    hostile.statuses["flipped publication"]                # Counter of statuses; 0 where no answer came
+    hostile.statuses["flipped publication"]                # Counter of status codes; 0 without a response
 
-Each request comes from another address, as a trusted proxy tells it: limits by address are held elsewhere.
+Each request comes from another address, as a trusted proxy reports it; other tests cover limits by address.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _NO_ANSWER: Final = (OSError, http.client.HTTPException)
 
 
 def flipped(data: bytes, bit: int) -> bytes:
-    """One bit turned over. bit: counted from the first byte's highest."""
+    """The data with one bit flipped. bit: counted from the highest bit of the first byte."""
     changed = bytearray(data)
     changed[bit // 8] ^= 0x80 >> bit % 8
     return bytes(changed)
 
 
 class Hostility:
-    """The callers. statuses, by caller: what they were answered."""
+    """The callers. statuses: status codes by caller."""
 
     def __init__(self, port: int, made: world.World, tokens: world.Tokens, evil: PKI, rate: float = 1.0) -> None:
         """evil: a PKI that the pool trusts and whose eMSP names a new address in every certificate."""
@@ -103,7 +103,7 @@ class Hostility:
 
 
 class _Caller:
-    """One thread's connection and chance. Every method is one act and returns the status of its answer."""
+    """One thread's connection and random source. Every method is one action and returns the status of its response."""
 
     def __init__(self, whole: Hostility, responder: int) -> None:
         self.responder = responder
@@ -141,7 +141,7 @@ class _Caller:
         return self._post(car.request(self.chance.randbytes(8), self._at), str(car.namespace))
 
     def new_address(self) -> int:
-        """A contract whose leaf names an address that no other certificate names, and mostly a new host too."""
+        """A contract whose certificate names a new status address, usually on a new host."""
         number = next(self._whole._numbers)
         host = f"127.{number >> 16 & 127}.{number >> 8 & 255}.{number & 255}" if number % 4 else "127.0.0.1"
         base = f"http://{host}:{self.responder}/{number}"
@@ -204,7 +204,7 @@ class _Caller:
         return self._send(method, path, b"", self.chance.choice((None, PartyRole.EMSP, PartyRole.OEM)))
 
     def slow_client(self) -> int:
-        """Begin a request that will never be whole, and send a byte of each of those before."""
+        """Begin a request that never completes, and send one byte of each earlier one."""
         made = socket.create_connection(("127.0.0.1", self._whole._port), timeout=5)
         made.sendall(self.chance.choice((b"P", b"POST /op", _SLOW_HEAD, _SLOW_HEAD + b"\r\n" + b"x" * 1000)))
         self._slow.append(made)
@@ -260,7 +260,7 @@ _GARBAGE: Final[tuple[Callable[[random.Random], bytes], ...]] = (
 
 @contextlib.contextmanager
 def _responder(evil: PKI) -> Iterator[int]:
-    """A server for OCSP and CRLs that answers with good answers of other certificates, flipped ones, and garbage."""
+    """An OCSP and CRL server that returns valid responses for other certificates, flipped ones, and garbage."""
     at = datetime.now(UTC).replace(microsecond=0)
     issuer, times = evil.emsp_sub2, {"this_update": at - timedelta(minutes=1), "next_update": at + timedelta(hours=8)}
     other = issuer.issue("DEEXAOTHER0001", CONTRACT, now=at).certificate

@@ -1,4 +1,4 @@
-"""What a server's processes hold: how long their containers are.
+"""Sizes of the containers in the processes of a running server.
 
 with inspected(folder):                     # servers that are started within it answer
     with processes.serving(…) as server:
@@ -37,7 +37,7 @@ def inspected(folder: Path) -> Iterator[None]:
 
 
 def sizes(folder: Path, pid: int) -> dict[str, Size]:
-    """Raises OSError where the process is gone, ValueError where it cannot tell."""
+    """Raises OSError if the process has ended, ValueError if it cannot answer."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(120)
         connection.connect(str(folder / f"{pid}.sock"))

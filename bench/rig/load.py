@@ -1,10 +1,10 @@
-"""Load: wrk where it is installed, else and for paced load a generator of our own.
+"""Load generation: wrk if it is installed; otherwise, and for paced load, a generator of our own.
 
     loads = Loads(folder)
-    load = loads.closed(operation, port, connections=16, seconds=3)             # as fast as answers come
-    load = loads.paced(operation, port, connections=64, seconds=8, rate=800)    # whatever the answers do
+    load = loads.closed(operation, port, connections=16, seconds=3)             # closed loop
+    load = loads.paced(operation, port, connections=64, seconds=8, rate=800)    # open loop
 
-An error, a status that is not the expected one, or an answer that is shorter than the right one ends the run.
+An error, an unexpected status, or a response that is shorter than the expected one ends the run.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ end
 
 
 class LoadError(Exception):
-    """The load met what must not be."""
+    """A response that ends the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a load saw: requests that were answered, seconds, and percentiles of their latencies in ms."""
+    """Result of a load: answered requests, seconds, and percentiles of latency in ms."""
 
     requests: int
     seconds: float
@@ -74,7 +74,7 @@ class Load:
 
 
 class Loads:
-    """Closed loops: each connection sends the next request when it has the answer."""
+    """Closed loops: each connection sends its next request after a response."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -119,7 +119,7 @@ class Loads:
         return seen
 
     def _sent(self, operation: Operation, port: int, count: int) -> None:
-        """A server goes on where it left off: what it met last does not come again before everything else has."""
+        """Continue after the last message, so that no message repeats before all others were sent."""
         key = operation.name, port
         self._places[key] = (self._places.get(key, 0) + count) % len(operation.messages)
 
@@ -152,7 +152,7 @@ class _Connection:
         self.socket.sendall(message)
 
     def read(self) -> bytes | None:
-        """The whole answer when it is there."""
+        """The whole response, once it is complete."""
         data = self.socket.recv(16_384)  # Room for an answer; for much more memory would be mapped anew each time.
         if not data:
             raise LoadError("The server closed a connection.")
@@ -172,7 +172,7 @@ class _Connection:
 
 
 def check(operation: Operation, port: int) -> float:
-    """Ask for some and look at the answers. Returns the mean length of an answer, head included."""
+    """Send some requests and verify the responses. Returns the mean size of a response with its head, in bytes."""
     connection = _Connection(port, operation.status)
     places = random.Random(0).sample(range(len(operation.messages)), min(_SAMPLES, len(operation.messages)))
     length = 0
@@ -188,7 +188,7 @@ def check(operation: Operation, port: int) -> float:
 
 
 def answer_of(operation: Operation, port: int) -> bytes:
-    """The body of the answer to the first message."""
+    """The body of the response to the first message."""
     connection = _Connection(port, operation.status)
     connection.send(operation.messages[0], 0.0)
     while (answer := connection.read()) is None:
@@ -200,10 +200,10 @@ def answer_of(operation: Operation, port: int) -> bytes:
 def drive(
     operation: Operation, port: int, connections: int, seconds: float, rate: float | None = None, place: int = 0
 ) -> Load:
-    """One thread, one epoll. rate: requests a second on average, at times of chance that do not wait for answers.
-    place: of the first message that is sent.
+    """One thread with one epoll. rate: mean requests per second, at random times independent of responses.
+    place: index of the first message.
 
-    With a rate a latency counts from the moment that the request was due, sent or not.
+    With a rate, latency is measured from the time when a request was due, whether or not it could be sent then.
     """
     chance = random.Random(70)
     gc.collect()

@@ -1,17 +1,17 @@
-"""An open-loop load generator: requests fall due at random times, whatever the server does.
+"""An open-loop load generator: requests are due at random times, independent of the server.
 
-A latency counts from the moment the request was due, whether or not a connection was free for it then. A client gives
-up `patience` seconds after that moment, as charging stations do: it closes the connection and opens another one for a
-later request. So a server that answers late keeps nothing back, and work that it does for clients that have gone shows.
+Latency is measured from the time when a request was due, whether or not a connection was free then. A client gives up
+`patience` seconds after that time, as charging stations do: it closes the connection and opens another one for a later
+request. A slow server therefore does not reduce the load, and work for clients that have disconnected is visible.
 
     streams = [Stream("cars", messages, rate=60, seconds=30, connections=200)]
     with running(port, streams) as run:
         ...                                    # disturb the server; run.began is the start, as time.monotonic()
         outcomes = run.result()
-    outcomes["cars"].share(within=4.0)         # of all that fell due
+    outcomes["cars"].share(within=4.0)         # of all requests that were due
 
-The generator is a process of its own, with one thread and one epoll. It speaks HTTP/1.1 with Content-Length alone, and
-keeps nothing of an answer but its status and a label.
+The generator is a process of its own, with one thread and one epoll. It speaks HTTP/1.1 with Content-Length only, and
+keeps the status and a label of each response.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _RECEIVE: Final = 65_536
 class Stream:
     """Requests of one kind.
 
-    messages: whole HTTP requests, sent in turns. rate: requests a second on average. seconds: how long they fall due.
-    start: seconds after the run's start. connections: at most so many at a time; a request that finds none free waits.
-    labels: (label, bytes): an answer's label is the first whose bytes are in it, else "".
-    open_first: whether all connections are open before the run starts.
+    messages: whole HTTP requests, sent in turn. rate: mean requests per second. seconds: for which requests are due.
+    start: seconds after the start of the run. connections: maximum at a time; a request that finds none free waits.
+    labels: (label, bytes): the label of a response is the first whose bytes it contains, otherwise "".
+    open_first: whether all connections are opened before the run starts.
     """
 
     name: str
@@ -76,33 +76,33 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of every request of a stream, in the order of the ends."""
+    """The outcome of every request of a stream, in the order of completion."""
 
     stream: Stream
     answers: tuple[Answer, ...]
 
     def due(self, start: float = 0.0, end: float = float("inf")) -> list[Answer]:
-        """Those that fell due in a span of the run."""
+        """Requests that were due in a part of the run."""
         return [answer for answer in self.answers if start <= answer.due < end]
 
     def good(
         self, within: float, status: int = 200, label: str | None = None, start: float = 0.0, end: float = float("inf")
     ) -> int:
-        """How many had the wanted answer in time. within: seconds. label: None for any."""
+        """Number of requests with the wanted answer in time. within: seconds. label: None for any."""
         return sum(
             answer.status == status and answer.latency <= within and label in (None, answer.label)
             for answer in self.due(start, end)
         )
 
     def share(self, within: float, start: float = 0.0, end: float = float("inf")) -> float:
-        """The share of requests that had any answer in time."""
+        """Share of requests with any answer in time."""
         found = self.due(start, end)
         return sum(answer.status != UNANSWERED and answer.latency <= within for answer in found) / max(1, len(found))
 
     def percentile(
         self, share: float, status: int | None = None, start: float = 0.0, end: float = float("inf")
     ) -> float:
-        """Seconds. status: of answers with this one alone; None counts those without an answer as their patience."""
+        """Latency in seconds. status: only of this status; None counts a missing answer as the patience."""
         found = sorted(answer.latency for answer in self.due(start, end) if status in (None, answer.status))
         return found[min(len(found) - 1, int(len(found) * share))] if found else float("nan")
 
@@ -111,7 +111,7 @@ class Outcome:
 
 
 class Run:
-    """A load that is under way."""
+    """A running load."""
 
     def __init__(self, process: subprocess.Popen[bytes], streams: Sequence[Stream], began: float) -> None:
         self._process, self._streams, self.began = process, streams, began
@@ -122,7 +122,7 @@ class Run:
         return time.monotonic() - self.began
 
     def result(self) -> dict[str, Outcome]:
-        """Wait for the end. Raises RuntimeError where the generator failed."""
+        """Wait for the end. Raises RuntimeError if the generator failed."""
         assert self._process.stdout is not None
         output = self._process.stdout.read()
         if self._process.wait(30) != 0:
@@ -133,7 +133,7 @@ class Run:
 
 @contextmanager
 def running(port: int, streams: Sequence[Stream], *, core: int | None = None, host: str = "127.0.0.1") -> Iterator[Run]:
-    """Start a load. core: the generator runs on this processor alone. The generator ends with the block."""
+    """Start a load. core: pins the generator to this processor. The generator ends with the block."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-m", "rig.open_loop"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
@@ -154,7 +154,7 @@ def running(port: int, streams: Sequence[Stream], *, core: int | None = None, ho
 class _Connection:
     """One socket of a stream.
 
-    due: of the request that it carries; below zero where it carries none. number: of that request, within the stream.
+    due: time of its request; negative without one. number: of that request, within the stream.
     """
 
     __slots__ = ("buffer", "connected", "due", "needed", "number", "socket", "unsent")
@@ -170,7 +170,7 @@ class _Connection:
 
 
 class _Load:
-    """One stream while it runs."""
+    """A stream during the run."""
 
     def __init__(self, stream: Stream, generator: _Generator, seed: int) -> None:
         self.stream = stream
@@ -191,7 +191,7 @@ class _Load:
         return self.next_due >= self.ends and not self.waiting and not self.busy
 
     def turn(self, now: float) -> None:
-        """Send what is due and give up what is too late. now: seconds since the start."""
+        """Send due requests and give up late ones. now: seconds since the start."""
         patience = self.stream.patience
         while self.in_flight and (self.in_flight[0][0] <= now or self.in_flight[0][2].number != self.in_flight[0][1]):
             _, number, connection = heapq.heappop(self.in_flight)
@@ -263,7 +263,7 @@ class _Load:
             self.generator.close(connection)
 
     def lost(self, connection: _Connection) -> None:
-        """The server refused or closed the connection."""
+        """Handle a connection that the server refused or closed."""
         if connection.due >= 0:
             self.ended(connection, self.generator.now(), UNANSWERED, "closed")
         self.generator.close(connection)
@@ -288,7 +288,7 @@ class _Generator:
         return time.monotonic() - self._began
 
     def open_first(self) -> None:
-        """Open connections, a hundred at a time: more at once would overflow the server's queue of new ones."""
+        """Open the connections, a hundred at a time: more would overflow the server's queue of new connections."""
         wanted = deque((c, load) for load in self.loads if load.stream.open_first for c in load.connections)
         deadline = time.monotonic() + 60
         pending: set[_Connection] = set()

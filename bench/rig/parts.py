@@ -1,6 +1,6 @@
-"""The unavoidable parts of a POST, each with the libraries directly: certificate and key, verification, lookup.
+"""The unavoidable parts of a POST, called directly in the libraries: certificate and key, verification, lookup.
 
-As a program it is the bare loop: all of them one after another without HTTP, until its time is up.
+As a program it is the bare loop: all parts in turn without HTTP, for a given time.
 
     python bench/rig/parts.py FILE DATABASE BEGIN SECONDS       # BEGIN: of the monotonic clock
 """
@@ -34,7 +34,7 @@ SHA256 = ec.ECDSA(hashes.SHA256())
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Of one car: its certificate (DER), signature (DER) over these bytes, its PCID."""
+    """Of one vehicle: certificate (DER), signature (DER) over these bytes, PCID."""
 
     certificate: bytes
     signature: bytes
@@ -43,7 +43,7 @@ class Item:
 
 
 def items_of(requests: Iterable[tuple[bytes, str]]) -> list[Item]:
-    """requests: ISO 15118-2 messages (EXI) with their cars' PCIDs."""
+    """requests: ISO 15118-2 messages (EXI) with the PCIDs of their vehicles."""
     found = []
     for data, pcid in requests:
         request = installation.read_request(data, Namespace.ISO2)
@@ -64,7 +64,7 @@ def _load(file: Path) -> list[Item]:
 
 
 def statement(pcid: Any) -> str:
-    """The pool's own query for a vehicle's contracts."""
+    """The pool's own query for the contracts of a vehicle."""
     text, _ = next(iter(queries.by_vehicle(pcid)))
     return text
 
@@ -76,7 +76,7 @@ def _connection(database: str) -> sqlite3.Connection:
 
 
 def measured(items: list[Item], database: str | None, seconds: float = 0.4) -> dict[str, float]:
-    """Microseconds of processor time of each part. database: SQLite; None leaves the lookup out."""
+    """CPU time of each part, in microseconds. database: SQLite; None omits the lookup."""
     certificates = [item.certificate for item in items]
     keys = [x509.load_der_x509_certificate(der).public_key() for der in certificates]
     signed = [(key, item.signature, item.signed) for key, item in zip(keys, items, strict=True)]
@@ -117,7 +117,7 @@ def _cpu(work: Callable[[Any], None], inputs: list[Any], seconds: float) -> floa
 
 
 async def fetched(items: list[Item], database: str, seconds: float = 0.4) -> float:
-    """Microseconds of processor time of this process for one prepared fetch with asyncpg."""
+    """CPU time of one prepared fetch with asyncpg, in microseconds."""
     connection = await asyncpg.connect(database)
     try:
         prepared = await connection.prepare(statement(items[0].pcid))
@@ -135,7 +135,7 @@ async def fetched(items: list[Item], database: str, seconds: float = 0.4) -> flo
 
 
 def loops(file: Path, database: str, processes: int, seconds: float) -> tuple[float, float]:
-    """Rounds a second of so many bare loops at the same time, and CPU seconds of one round."""
+    """Rounds per second of several concurrent bare loops, and CPU seconds per round."""
     begin = time.monotonic() + 1.5
     command = [sys.executable, __file__, str(file), database, str(begin), str(seconds)]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]

@@ -1,6 +1,6 @@
-"""PostgreSQL servers for experiments, a pool on one, and a network between them that can be broken.
+"""PostgreSQL servers for experiments, a pool on one, and a network in front of it that can be interrupted.
 
-The servers are those of the tests (`tests.databases`), in directories of their own and ended by process id.
+The servers are those of the tests (`tests.databases`), in directories of their own, and are ended by process id.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def available() -> bool:
 
 
 class Network:
-    """What lies before a server: it can hold packets back, as until they are sent again, or swallow them for good."""
+    """The network in front of a server: it can delay packets, as until a retransmission, or lose them."""
 
     def __init__(self, proxy: Proxy, loop: asyncio.AbstractEventLoop) -> None:
         self._proxy, self._loop = proxy, loop
@@ -52,7 +52,7 @@ class Network:
 
 @contextmanager
 def network(url: str) -> Iterator[Network]:
-    """A network before the server of a URL, in a thread of its own."""
+    """A network in front of the server of a URL, in its own thread."""
     loop = asyncio.new_event_loop()
     made: list[Network] = []
     ready = threading.Event()
@@ -84,9 +84,9 @@ def both(first: int, second: int, name: str) -> str:
 
 
 class PoolOn:
-    """A pool on a database: what its parties know, and the servers that run.
+    """A pool on a database: its parties' data, and the running servers.
 
-    published: whether the contracts are stored already.
+    published: whether the contracts are already stored.
     """
 
     def __init__(self, folder: Path, url: str, contracts: int, *, published: bool = True) -> None:

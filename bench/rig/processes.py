@@ -1,4 +1,4 @@
-"""Servers on loopback, each ended by its process id, and what they use: processor time and memory."""
+"""Servers on loopback, each ended by process id, and their CPU time and memory."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _COMMAND = (sys.executable, "-c", "from ccp.cli import main; main()")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A tree of processes. pids: the first processes. port: 0 where it has none on HTTP."""
+    """A tree of processes. pids: the first processes. port: 0 without HTTP."""
 
     port: int
     pids: tuple[int, ...]
 
     def cpu(self) -> float:
-        """Seconds, user and system, of all processes there are, and of those that have ended within the tree."""
+        """CPU seconds, user and system, of all processes of the tree, including ended ones."""
         return sum(cpu_seconds(pid) for first in self.pids for pid in tree(first))
 
     def workers(self) -> list[int]:
-        """The processes that answer requests: the children where a supervisor has some, else the first ones."""
+        """The processes that serve requests: the children of a supervisor, otherwise the first ones."""
         children = [
             pid
             for first in self.pids
@@ -48,7 +48,7 @@ class Server:
 
 @contextmanager
 def serving(config: Path, database: str, workers: int, log: Path) -> Iterator[Server]:
-    """A real `ccp serve`; it logs as users have it, into a file."""
+    """A real `ccp serve`; it logs to a file, with the default level."""
     port = free_port()
     options = ["--config", str(config), "--port", str(port), "--workers", str(workers), "--database", database]
     with log.open("ab") as output, running([*_COMMAND, "serve", *options], output) as process:
@@ -57,7 +57,7 @@ def serving(config: Path, database: str, workers: int, log: Path) -> Iterator[Se
 
 @contextmanager
 def constant(answer: Path, workers: int, log: Path) -> Iterator[Server]:
-    """An application that answers every request with the content of a file, under the same uvicorn as the pool."""
+    """An application that answers every request with the content of a file, under the pool's uvicorn."""
     port = free_port()
     command = [sys.executable, str(HERE / "constant.py"), str(answer), str(port), str(workers)]
     with log.open("ab") as output, running(command, output) as process:
@@ -66,7 +66,7 @@ def constant(answer: Path, workers: int, log: Path) -> Iterator[Server]:
 
 @contextmanager
 def bare(config: Path, database: str, processes: int, log: Path) -> Iterator[Server]:
-    """The bare protocol: so many processes on one port."""
+    """The bare protocol: this number of processes on one port."""
     port = free_port()
     command = [sys.executable, str(HERE / "bare.py"), str(config), database, str(port)]
     with log.open("ab") as output, contextlib.ExitStack() as stack:
@@ -103,7 +103,7 @@ def _ready(port: int, processes: tuple[subprocess.Popen[bytes], ...], path: str,
 
 
 def _settle(server: Server, deadline: float) -> None:
-    """Wait until the other workers are up too: until no process uses the CPU any more."""
+    """Wait until the other workers have started too, that is until no process uses the CPU."""
     before, quiet = server.cpu(), 0
     while quiet < 3 and time.monotonic() < deadline:
         time.sleep(0.25)
@@ -113,7 +113,7 @@ def _settle(server: Server, deadline: float) -> None:
 
 
 def end_in_order() -> None:
-    """At SIGTERM leave every `with`, so that all started processes end. A second SIGTERM is ignored."""
+    """Leave every `with` block at SIGTERM, so that all started processes end. A second SIGTERM is ignored."""
 
     def end(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -123,7 +123,7 @@ def end_in_order() -> None:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and everything below it; nothing where it has ended."""
+    """A process and its descendants; empty if it has ended."""
     found = [pid]
     for each in found:
         with contextlib.suppress(OSError):
@@ -133,7 +133,7 @@ def tree(pid: int) -> list[int]:
 
 
 def child_named(name: str) -> int | None:
-    """A process that this one has started, by the name of its program."""
+    """A child of this process, by the name of its program."""
     for pid in tree(os.getpid())[1:]:
         with contextlib.suppress(OSError):
             if Path(f"/proc/{pid}/comm").read_text().strip() == name:
@@ -142,7 +142,7 @@ def child_named(name: str) -> int | None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Seconds, user and system, that a process has used; 0 where it has ended."""
+    """CPU seconds, user and system, of a process; 0 if it has ended."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:15])) / _TICKS  # User and system, its own and of children that it waited for.
@@ -156,7 +156,7 @@ def _command(pid: int) -> bytes:
 
 
 def memory(pid: int) -> tuple[float, float]:
-    """MiB that a process has in memory: all of it, and with what it shares divided among those that share it."""
+    """Memory of a process in MiB: resident, and proportional (shared pages divided among their processes)."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     sizes = {name: int(kib) / 1024 for name, kib in re.findall(r"^(Rss|Pss):\s+(\d+) kB", rollup, re.M)}
     return sizes["Rss"], sizes["Pss"]

@@ -1,4 +1,4 @@
-"""Tables for people and for docs/performance.md, and what a run has to say of the machine it ran on."""
+"""Tables for the terminal and the documents, and a description of the machine of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DOCUMENT: Final = ROOT / "docs" / "performance.md"
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """measured: None where this run did not measure it. most: whether it must not be more, or not less."""
+    """measured: None if this run did not measure it. most: whether the limit is an upper one."""
 
     what: str
     limit: float
@@ -48,24 +48,24 @@ class Aim:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of `bench/hold.py`. holds: None where a figure is reported and not judged. note: stands below the table."""
+    """A row of `bench/hold.py`. met: None if the figure is only reported. note: a line below the table."""
 
     what: str
     aim: str
     figure: str
-    holds: bool | None
+    met: bool | None
     note: str = ""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown; the first column is text, numbers stand to the right."""
+    """Markdown table; the first column is text, the others are right-aligned."""
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines)
 
 
 def machine(busy: Busy, *more: tuple[str, str]) -> str:
-    """Where and with what a run was made, as a table."""
+    """Machine and versions of a run, as a table."""
     memory = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     rows = [
         ("date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {busy.commit}"),
@@ -95,7 +95,7 @@ def _processor() -> str:
 
 
 def commit() -> str:
-    """The commit that was measured; a plus when files differ from it."""
+    """The measured commit; with a plus sign if files differ from it."""
     found = _git("rev-parse", "--short", "HEAD")
     return found + ("+" if _git("status", "--porcelain", "--untracked-files=no", "src", "bench") else "") or "unknown"
 
@@ -106,9 +106,9 @@ def _git(*words: str) -> str:
 
 
 class Busy:
-    """Made at a run's start: what is measured, and how much of the machine others use until `summary` is read.
+    """Created at the start of a run: its commit and time, and the CPU share of other processes until `summary` is read.
 
-    By then everything that the run has started has ended.
+    By then every process that the run has started must have ended.
     """
 
     def __init__(self) -> None:
@@ -122,7 +122,7 @@ class Busy:
 
     @staticmethod
     def _used() -> float:
-        """Seconds of this process and of those that it has started and that have ended."""
+        """CPU seconds of this process and of the ended processes that it has started."""
         return sum(os.times()[:4])
 
     @property

@@ -1,4 +1,4 @@
-"""What the rounds saw, what of it is aimed at, and the tables that tell of it."""
+"""Results of the rounds, their aims, and their tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rig.report import CORES, Aim
 
 @dataclass(slots=True)
 class Cell:
-    """What the rounds saw of one row. CPU in seconds for a request: of the server, and of the database's server."""
+    """Measurements of a row in every round. cpu, database: CPU seconds per request of the server and of PostgreSQL."""
 
     rates: list[float] = field(default_factory=list)
     loads: list[load.Load] = field(default_factory=list)
@@ -63,13 +63,13 @@ LOOK, FETCH = "prepared lookup, SQLite", "prepared fetch, PostgreSQL (asyncpg)"
 
 
 def unavoidable(results: Results, lookup: str) -> list[float]:
-    """Microseconds, by rounds; nothing where a part was not measured."""
+    """Microseconds, by rounds; empty if a part was not measured."""
     found = [results.parts.get(name, []) for name in (VERIFY, PARSE, lookup)]
     return [sum(each) for each in zip(*found, strict=False)]
 
 
 def ratio(above: list[float], below: list[float]) -> float | None:
-    """The median of the rounds' ratios: what else the machine does changes from round to round, within one less."""
+    """The median of the ratios of each round: other load on the machine changes between rounds more than within one."""
     found = [one / other for one, other in zip(above, below, strict=False)]
     return statistics.median(found) if found else None
 

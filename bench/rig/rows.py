@@ -1,4 +1,4 @@
-"""Rows of contracts, made in numbers out of some that were really published, and the loading of them."""
+"""Contract rows in large numbers, derived from really published ones, and their loading."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Ids of the contract with a number; numbers and ids have nothing to do with each other's order."""
+    """Ids of the contract with a number; the order of ids is independent of the order of numbers."""
 
     letter: str
     pcid: PCID
@@ -42,7 +42,7 @@ class Made:
 
 
 class Templates:
-    """Rows of contracts that were published, from which others are made."""
+    """Rows of published contracts, from which others are derived."""
 
     def __init__(self, database: str) -> None:
         with closing(sqlite3.connect(schema.sqlite_file(database))) as connection:

@@ -40,7 +40,7 @@ PATH: Final = "/opnc/v1/ccp"
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """A car and the contract that waits for it. message: EXI. publication, request: bodies of PUT and POST."""
+    """A vehicle and the contract that is stored for it. message: EXI. publication, request: bodies of PUT and POST."""
 
     letter: str
     car: Car
@@ -52,7 +52,7 @@ class Contract:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The contracts of one edition, and every certificate below a root with its issuer's."""
+    """The contracts of one edition, and every certificate below a root with its issuer."""
 
     pki: PKI
     contracts: tuple[Contract, ...]
@@ -68,7 +68,7 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A kind of request. messages: whole HTTP requests, all different. expected: what each answer's body has in it."""
+    """A kind of request. messages: whole HTTP requests, all different. expected: a part of every response body."""
 
     name: str
     messages: tuple[bytes, ...]
@@ -149,7 +149,7 @@ def _numbered(prefix: str, number: int, length: int) -> str:
 
 
 async def fill(config: Settings, world: World) -> None:
-    """Roots, parties, evidence and every contract, each published through all checks. The schema is there."""
+    """Add roots, parties, evidence and every contract, each published through all checks. The schema exists."""
     built = build_services(config)
     await built.open()
     try:
@@ -210,7 +210,7 @@ def message_of(method: str, path: str, token: str, body: bytes = b"") -> bytes:
 
 
 def operations(world: World, tokens: Tokens) -> dict[str, Operation]:
-    """Everything that a server is loaded with, by a short name."""
+    """Every kind of load by its short name."""
     two = world.fleets["iso2"].contracts
     emaids = tuple(contract.emaid.encode() for contract in two)
     sessions = random.Random(1)
