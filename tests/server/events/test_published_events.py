@@ -15,6 +15,7 @@ import pytest
 
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
+from tests.attacks.provisioning_events import SECRET, send_event
 from tests.server.events.receiver import Receiver, Sent, receiving
 from tests.server.events.subscriptions import SETTINGS
 from tests.server.events.webhook_api import subscribe
@@ -26,7 +27,7 @@ OUTCOMES = ("created.sent.to.oem", "updated.sent.to.oem", "deleted.sent.to.oem",
 
 @pytest.fixture(scope="module")
 def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
-    with start({name: pkis[name] for name in ("iso2", "iso20")}, **SETTINGS) as running:
+    with start({name: pkis[name] for name in ("iso2", "iso20")}, pcp_webhook_secret=SECRET, **SETTINGS) as running:
         yield running
 
 
@@ -117,3 +118,25 @@ def test_event_of_a_delivery_is_sent_to_the_emsp(pool: Pool, receiver: Receiver,
     (sent,) = receiver.wait("/emsp", 1)
     check_envelope(pool, sent, name, car, made["secret"])
     assert (sent.event["payload"]["emaid"], sent.event["payload"]["pcid"]) == (contract.emaid, car.pcid)
+
+
+@pytest.mark.parametrize(
+    "caused",
+    [
+        *("mo.prov.cert.deleted", "emsp.prov.cert.updated", "mo.prov.cert.factory.reset"),
+        "mo.prov.cert.updated.factory.reset",  # Its deprecated name, which a subscriber to it gets too.
+    ],
+)
+@pytest.mark.parametrize("family", ["emsp", "mo"])
+def test_event_of_a_provisioning_certificate_is_sent_to_the_emsp(
+    pool: Pool, receiver: Receiver, family: str, caused: str
+) -> None:
+    """Caused by an event of the Provisioning Certificate Pool that removes the vehicle's contract."""
+    name, car = f"{family}.{caused.partition('.')[2]}", pool.car()
+    made = subscribe(pool, "emsp", name, url=f"{receiver.url}/emsp")
+    contract = pool.publish(car)
+    assert send_event(pool, caused, car.pcid).status_code == 200
+    assert pool.stored(contract.emaid) == 0
+    (sent,) = receiver.wait("/emsp", 1)
+    check_envelope(pool, sent, name, car, made["secret"])
+    assert sent.event["payload"] == {"emaid": contract.emaid, "pcid": car.pcid}
