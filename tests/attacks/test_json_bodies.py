@@ -19,11 +19,11 @@ from ccp.schemas import json_input
 from ccp.schemas.json_bodies import read_body
 from ccp.schemas.opnc import GetSignedContractDataReq
 from ccp.server.http.routes.admin import BASE as ADMIN
-from ccp.server.http.routes.events import BASE as EVENTS
 from ccp.server.http.routes.opnc import BASE
 from tests.server.http.api.answers import sentences
 from tests.world import AT, ISO2, SESSION, Pool, b64, post_body
 
+EVENTS = "/opnc/v1/event/endpoints"
 OPERATIONS = [
     ("PUT", f"{BASE}/signedcontractdata"),
     ("POST", f"{BASE}/signedcontractdata"),
@@ -31,6 +31,8 @@ OPERATIONS = [
     ("POST", "/v1/ccp/signedContractData"),
     ("POST", EVENTS),
     ("PUT", f"{EVENTS}/00000000-0000-4000-8000-000000000000"),
+    ("POST", f"{EVENTS}/00000000-0000-4000-8000-000000000000/secret"),
+    ("POST", "/v1/webhook/endpoints"),
     ("POST", f"{ADMIN}/parties"),
     ("PATCH", f"{ADMIN}/parties/cpo"),
     ("POST", f"{ADMIN}/parties/cpo/rotate-secret"),

@@ -114,9 +114,10 @@ class Sandbox:
         """Record an event and the partner's response. The partners share one server, each with a path."""
         lines = [f"{event.method} {event.target.removeprefix('/oem').removeprefix('/emsp')} HTTP/1.1", f"Host: {host}"]
         lines += ["Content-Type: application/json", "X-Operator-Signature: sha256=5f3a…", "payload-signature: 5f3a…"]
-        lines += ["X-Hubject-Signature: 5f3a…"]
+        lines += ["X-Hubject-Signature: 5f3a…", "X-Operator-Signatures: sha256=5f3a…"]
         assert event.headers["content-type"] == "application/json"
         assert event.headers["x-operator-signature"] == f"sha256={event.headers['payload-signature']}"
+        assert event.headers["x-operator-signatures"] == event.headers["x-operator-signature"]
         self._keep(name, [*lines, "", _json(json.loads(event.body)), "", "HTTP/1.1 204 No Content"])
 
     def _keep(self, name: str, lines: list[str]) -> None:
@@ -152,6 +153,8 @@ FIXED: dict[str, Any] = {
     "eventId": "7d9a6c1e-53b8-4e0f-8a27-6f2f0d9b4c35",
     "timestamp": "2026-01-01T00:00:00.000Z",
     "finishedAt": "2026-01-01T00:00:00.120Z",
+    "previousValidUntil": ["2026-01-01T01:00:00Z"],
+    "durationMs": 12.5,
 }
 
 
@@ -274,6 +277,8 @@ def walk_events(box: Sandbox) -> None:
     wait_until(lambda: delivered(box, path), 60)
     box.show("deliveries", "example-oem", "GET", f"{path}/deliveries?limit=10")
     box.show("disable-endpoint", "example-oem", "PUT", path, body=change)
+    box.show("rotate-endpoint-secret", "example-oem", "POST", f"{path}/secret", body={"overlap": 3600})
+    box.show("ping-endpoint", "example-oem", "POST", f"{path}/ping")
     box.show("delete-endpoint", "example-oem", "DELETE", path)
 
 
@@ -418,7 +423,7 @@ def test_webhook_program_accepts_events_of_the_pool_only(
     exec(dict(_PROGRAM.findall(DOCUMENT.read_text("utf-8")))["webhook"], scope)
     take = scope["take"]
     assert take({}, event.body) == 403
-    assert take({**event.headers, "x-operator-signature": "sha256=ü"}, event.body) == 403
+    assert take({**event.headers, "x-operator-signatures": "sha256=ü"}, event.body) == 403
     assert take(event.headers, event.body + b" ") == 403
     assert [take(event.headers, event.body) for _ in range(2)] == [204, 204]
     assert capsys.readouterr().out == f"oem.contract.created {emaid} {PCID_2}\n", "what came twice counts once"

@@ -1,9 +1,9 @@
-"""ccp webhook: partners' webhooks. Partners register and edit them by the API."""
+"""ccp webhook: partners' webhooks. Partners register, edit and test them by the API."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,16 +15,25 @@ from ccp.cli.output import (
     print_json,
     print_line,
     print_table,
+    with_services,
     with_store,
 )
+from ccp.errors import ConfigurationError
 from ccp.schemas.timestamps import rfc3339
+from ccp.server import settings
 from ccp.server.audit.actor import command_actor
-from ccp.server.domain.subscriptions import Subscriber, Webhook
+from ccp.server.domain.subscriptions import SignatureFormat, Subscriber, Webhook
 from ccp.server.events import webhook_administration
+from ccp.server.events.ping import Pinger, PingResult
+from ccp.server.events.sending import WebhookSender
+from ccp.server.runtime.clock import utc_now
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import deliveries, parties, subscribers
 from ccp.server.storage.queries.deliveries import Backlog
+
+if TYPE_CHECKING:
+    from ccp.server.app import Services
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -79,6 +88,8 @@ def show(webhook_id: WebhookArgument, config: ConfigOption = None, as_json: Json
     webhook, party_enabled, backlog = with_store(config, read)
     members = {
         **_members(webhook, party_enabled, backlog),
+        "signature_format": webhook.signature_format.value,
+        "previous_secrets_valid_until": _until(webhook, datetime.now(UTC)),
         "description": webhook.description,
         "created_at": rfc3339(webhook.created_at, "milliseconds"),
         "updated_at": rfc3339(webhook.updated_at, "milliseconds"),
@@ -88,37 +99,141 @@ def show(webhook_id: WebhookArgument, config: ConfigOption = None, as_json: Json
         return
     for name, value in members.items():
         text = " ".join(value) if isinstance(value, list) else "" if value is None else str(value)
-        print_line(f"{name:<13}  {text}".rstrip())
+        print_line(f"{name:<28}  {text}".rstrip())
 
 
 @app.command()
-def enable(webhook_id: WebhookArgument, config: ConfigOption = None) -> None:
+def enable(webhook_id: WebhookArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Enable a webhook; its waiting events are sent again."""
-    _set_enabled(config, webhook_id, True)
+    _set_enabled(config, webhook_id, True, as_json)
 
 
 @app.command()
-def disable(webhook_id: WebhookArgument, config: ConfigOption = None) -> None:
+def disable(webhook_id: WebhookArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Disable a webhook; its waiting events are kept until event_max_age. The partner can enable it again."""
-    _set_enabled(config, webhook_id, False)
+    _set_enabled(config, webhook_id, False, as_json)
+
+
+@app.command("set-signature-format")
+def set_signature_format(
+    webhook_id: WebhookArgument,
+    signature_format: Annotated[
+        SignatureFormat,
+        typer.Argument(metavar="FORMAT", help="sha256: `sha256=` and hexadecimal. bare: hexadecimal alone."),
+    ],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set the form of a webhook's signatures in X-Operator-Signature. The partner can do it too."""
+
+    async def change(store: Store) -> Webhook:
+        return await webhook_administration.set_signature_format(
+            store, webhook_id, signature_format, command_actor(), datetime.now(UTC)
+        )
+
+    webhook = with_store(config, change)
+    if as_json:
+        print_json({"id": webhook.id, "signature_format": webhook.signature_format.value})
+        return
+    print_line(f"The webhook {webhook.id} gets signatures of the form {webhook.signature_format.value}.")
+
+
+@app.command("rotate-secret")
+def rotate_secret(
+    webhook_id: WebhookArgument,
+    overlap: Annotated[
+        int | None,
+        typer.Option(
+            help="Seconds for which the previous secret stays valid. Default and maximum: event_secret_overlap."
+        ),
+    ] = None,
+    now: Annotated[bool, typer.Option("--now", help="End every older secret at once.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replace the secret of a webhook and print the new one; it is shown only once.
+
+    Until the previous secret ends, requests are signed with both. Tell the partner
+    the new secret over a safe channel; the partner can rotate it without you.
+    """
+    if now and overlap is not None:
+        raise ConfigurationError("--now ends every older secret; it excludes --overlap.")
+    max_overlap = settings.load(config).event_secret_overlap
+    at = datetime.now(UTC)
+
+    async def change(store: Store) -> Webhook:
+        return await webhook_administration.rotate_secret(
+            store, webhook_id, 0 if now else overlap, max_overlap, command_actor(), at
+        )
+
+    webhook = with_store(config, change)
+    until = _until(webhook, at)
+    if as_json:
+        print_json({"id": webhook.id, "secret": webhook.secret, "previous_secrets_valid_until": until})
+        return
+    print_line(f"webhook  {webhook.id}")
+    print_line(f"secret   {webhook.secret}")
+    print_line("The secret is not shown again.")
+    print_line(f"The previous one is valid until {until[0]}." if until else "No older secret is valid.")
 
 
 @app.command()
-def remove(webhook_id: WebhookArgument, yes: YesOption = False, config: ConfigOption = None) -> None:
+def ping(webhook_id: WebhookArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Send a test event to a webhook now and show what came back; exit status 1 if it was not delivered."""
+
+    async def send(built: Services) -> PingResult:
+        timeout = settings.load(config).event_timeout
+        pinger = Pinger(WebhookSender(built.store, built.outbound, utc_now, timeout))
+        return await webhook_administration.ping(built.store, pinger, webhook_id, command_actor(), utc_now())
+
+    result = with_services(config, send)
+    attempt = result.attempt
+    if as_json:
+        print_json(
+            {
+                "event_id": result.event_id,
+                "delivered": attempt.accepted,
+                "status": attempt.status,
+                "duration_ms": attempt.ms,
+                "error": attempt.error,
+                "previous_secret": attempt.accepted and attempt.previous_secret,
+            }
+        )
+    else:
+        outcome = f"The receiver answered {attempt.status}." if attempt.error is None else attempt.error
+        print_line(f"{outcome} It took {attempt.ms:.0f} ms.")
+        if attempt.accepted and attempt.previous_secret:
+            print_line("The receiver accepts the previous secret only.")
+    if not attempt.accepted:
+        raise typer.Exit(1)
+
+
+@app.command()
+def remove(
+    webhook_id: WebhookArgument, yes: YesOption = False, config: ConfigOption = None, as_json: JsonOption = False
+) -> None:
     """Remove a webhook with its events, the waiting ones too. The partner has to register it anew."""
     confirm(f"Remove the webhook {webhook_id} and its events", yes=yes)
 
     async def change(store: Store) -> Webhook:
         return await webhook_administration.remove(store, webhook_id, command_actor(), datetime.now(UTC))
 
-    print_line(f"The webhook {with_store(config, change).id} is removed.")
+    webhook = with_store(config, change)
+    if as_json:
+        print_json({"id": webhook.id, "removed": True})
+        return
+    print_line(f"The webhook {webhook.id} is removed.")
 
 
-def _set_enabled(config: ConfigOption, webhook_id: str, enabled: bool) -> None:
+def _set_enabled(config: ConfigOption, webhook_id: str, enabled: bool, as_json: bool) -> None:
     async def change(store: Store) -> Webhook:
         return await webhook_administration.set_enabled(store, webhook_id, enabled, command_actor(), datetime.now(UTC))
 
-    print_line(f"The webhook {with_store(config, change).id} is {'enabled' if enabled else 'disabled'}.")
+    webhook = with_store(config, change)
+    if as_json:
+        print_json({"id": webhook.id, "enabled": webhook.enabled})
+        return
+    print_line(f"The webhook {webhook.id} is {'enabled' if webhook.enabled else 'disabled'}.")
 
 
 def _members(webhook: Webhook, party_enabled: bool, backlog: Backlog | None) -> dict[str, Any]:
@@ -135,6 +250,10 @@ def _members(webhook: Webhook, party_enabled: bool, backlog: Backlog | None) -> 
         "dead": backlog.dead if backlog else 0,
         "oldest": _since(backlog),
     }
+
+
+def _until(webhook: Webhook, now: datetime) -> list[str]:
+    return [rfc3339(each.valid_until) for each in webhook.live_previous_secrets(now)]
 
 
 def _since(backlog: Backlog | None) -> str | None:

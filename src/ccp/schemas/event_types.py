@@ -14,6 +14,9 @@ from typing import Final
 
 from ccp.errors import FieldError
 
+PING: Final = "webhook.ping"
+"""Type of the test event. It is not subscribed to."""
+
 API_VERSION: Final = "v1"
 """The only format of events."""
 

@@ -74,6 +74,9 @@ WMIs: TypeAlias = Annotated[list[WMIField], Field(max_length=_MAX_IDS)]
 ProviderIds: TypeAlias = Annotated[list[ProviderIdField], Field(max_length=_MAX_IDS)]
 
 
+SignatureFormatField: TypeAlias = Literal["sha256", "bare"]
+
+
 class _EndpointReq(APIModel):
     """The members of a webhook that its subscriber sets. Two of them have a second name; either is accepted."""
 
@@ -92,6 +95,10 @@ class _EndpointReq(APIModel):
     metadata: MetadataField | None = None
     apiVersion: APIVersionField | None = None
     status: Literal["enabled", "disabled"] | None = None
+    signatureFormat: Annotated[
+        SignatureFormatField | None,
+        Field(description="Form of X-Operator-Signature: sha256 (default) puts sha256= before the hexadecimal."),
+    ] = None
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -151,8 +158,49 @@ class Endpoint(APIModel):
     ] = None
     wmis: Annotated[list[str] | None, Field(description="For an OEM.")] = None
     providerIds: Annotated[list[str] | None, Field(description="For an eMSP.")] = None
-    userRole: Literal["OEM", "eMSP"]
+    userRole: Annotated[str, Field(description="The role that its events are for: OEM, eMSP (MO in OPCP), CPO, CPS.")]
     userName: str
+    signatureFormat: SignatureFormatField
+    previousSecretsValidUntil: Annotated[
+        list[TimestampField], Field(description="Of each replaced secret that still signs, newest first.")
+    ]
+
+
+class SecretRotation(APIModel):
+    """The body of a rotation; it may be empty."""
+
+    overlap: Annotated[
+        int | None,
+        Field(
+            strict=True,
+            ge=0,
+            description="Seconds for which the previous secret stays valid, at most and by default the pool's "
+            "event_secret_overlap; 0 ends all older ones at once.",
+        ),
+    ] = None
+
+
+class EndpointSecret(APIModel):
+    """A new secret, which is not shown again. previousValidUntil: of each older secret that is valid, newest first."""
+
+    id: str
+    secret: str
+    previousValidUntil: list[TimestampField]
+
+
+class PingOutcome(APIModel):
+    """What came back from a test event.
+
+    eventId: of the test event. delivered: whether the response was 2xx. durationMs: milliseconds. previousSecret:
+    whether the receiver accepted the event only when the headers with one signature were for a previous secret.
+    """
+
+    eventId: str
+    delivered: bool
+    status: Annotated[int | None, Field(description="HTTP status; null without a response.")]
+    durationMs: float
+    error: Annotated[str | None, Field(description="Why it was not delivered.")]
+    previousSecret: bool
 
 
 class EndpointDelivery(APIModel):

@@ -27,6 +27,8 @@ from ccp.server.access.trusted_issuers import TrustedIssuers
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.refusals import AccessDenialRecorder
 from ccp.server.events import BufferedNotifier, Dispatcher, Subscribers
+from ccp.server.events.ping import Pinger
+from ccp.server.events.sending import WebhookSender
 from ccp.server.events.webhooks import Webhooks
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.services import ExternalServices
@@ -300,7 +302,16 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         redirect_slashes=False,
     )
     changed = services.subscribers.refresh
-    webhooks = Webhooks(store, allow_http=config.event_allow_http, on_change=changed, outbound=services.outbound)
+    # Pings do not share connections with deliveries: the dispatcher has an outbound client of its own.
+    sender = WebhookSender(store, services.outbound, clock, config.event_timeout)
+    webhooks = Webhooks(
+        store,
+        pinger=Pinger(sender, limits.check_ping),
+        allow_http=config.event_allow_http,
+        max_overlap=config.event_secret_overlap,
+        on_change=changed,
+        outbound=services.outbound,
+    )
     enrolment = Enrolment(store, external.est_server, config.est_labels, config.est_subjects, clock)
     # Before FastAPI's own routes, because Starlette tries routes in order.
     app.router.routes[:0] = [
@@ -308,7 +319,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         *ocpp.routes(pool, context),
         *oauth.routes(authority, context, issuer=config.public_url, bind=config.certificate_bound_tokens),
         pcp_webhook.pcp_route(context, pool, config.pcp_webhook_secret),
-        *events.router(webhooks, context).routes,
+        *events.router(webhooks, context, events.OPNC).routes,
         *admin.router(PartyRegistry(store), context).routes,
         *est.routes(enrolment, context),
         *health.routes(),
@@ -319,6 +330,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         app.router.routes[1:1] = [
             *opcp.router(pool, context, config, catalogue).routes,
             *opcp_roots.router(pool, context, catalogue).routes,
+            *events.router(webhooks, context, events.OPCP).routes,
         ]
     fast_path = FastPathMiddleware(app.framework, app.router.routes)
     app.middleware_chain = TraceMiddleware(ClientAddressMiddleware(fast_path, limits), pseudonyms, refusals, metrics)

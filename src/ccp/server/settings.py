@@ -279,6 +279,12 @@ class Settings(BaseSettings):
     event_check_interval: Annotated[float, Field(gt=0)] = Field(
         600, description="Seconds between two searches for expired roots and for expiring or undeliverable contracts."
     )
+    event_secret_overlap: Annotated[int, Field(ge=0, le=7_776_000)] = Field(
+        86_400, description="Seconds for which a replaced secret of a webhook stays valid, at most and by default."
+    )
+    event_pings_per_minute: Annotated[int, Field(ge=0)] = Field(
+        6, description="Test events (ping) that a party may send to its webhooks per minute; 0: no limit."
+    )
     max_body: Annotated[int, Field(ge=4096)] = Field(262_144, description="Maximum size of a request body, bytes.")
     read_timeout: Annotated[int, Field(ge=1)] = Field(
         20, description="Seconds for a client to send the request head, to send the body, and to read the response."

@@ -18,7 +18,11 @@ from ccp.errors import NotAuthorised
 from ccp.schemas.event_types import EMSP, KNOWN, audience, canonical
 from ccp.server.domain.parties import Caller, PartyRole
 from ccp.server.domain.subscriptions import EventKind
+from ccp.server.events.ping import Pinger
+from ccp.server.events.sending import WebhookSender
 from ccp.server.events.webhooks import MAX_WEBHOOKS, Webhooks, WebhookSpec
+from ccp.server.external.outbound import OutboundClient
+from ccp.server.runtime.clock import utc_now
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import webhooks as webhook_queries
 from ccp.server.storage.queries.delivery_queue import AttemptOutcome
@@ -36,6 +40,7 @@ from tests.server.events.webhook_api import (
     ok,
     subscribe,
     tried,
+    without_secret,
 )
 from tests.server.http.api.answers import sentences
 from tests.world import Pool, new_emaid, opened, party, start
@@ -106,8 +111,10 @@ def test_oem_creates_a_webhook_and_gets_its_secret(pool: Pool) -> None:
         "wmis": ["WEX"],
         "userRole": "OEM",
         "userName": "oem",
+        "signatureFormat": "sha256",
+        "previousSecretsValidUntil": [],
     }
-    assert ok(call(pool, "oem", "GET", f"/{made['id']}")) == made
+    assert ok(call(pool, "oem", "GET", f"/{made['id']}")) == without_secret(made)
 
 
 def test_emsp_webhook_shows_provider_ids(pool: Pool) -> None:
@@ -131,7 +138,7 @@ def test_webhook_secrets_differ_and_are_not_listed(pool: Pool) -> None:
     made = [subscribe(pool, "other_emsp", "root.cert.added") for _ in range(3)]
     assert len({each["secret"] for each in made}) == 3
     listed = ok(call(pool, "other_emsp", "GET"))
-    assert listed == [{name: value for name, value in each.items() if name != "secret"} for each in made]
+    assert listed == [without_secret(each) for each in made]
     changed = ok(call(pool, "other_emsp", "PUT", f"/{made[0]['id']}", json={"url": URL, "status": "disabled"}))
     assert "secret" not in changed
 
@@ -257,6 +264,9 @@ def test_webhook_refuses_events_of_other_roles(pool: Pool) -> None:
     for caller, foreign, own in (
         ("oem", ["emsp.contract.rejected.by.oem", "mo.prov.cert.deleted"], CREATED),
         ("emsp", [CREATED], "mo.contract.rejected.by.oem"),
+        ("cpo", [CREATED, "emsp.prov.cert.deleted"], "root.cert.added"),
+        ("cps", ["mo.contract.rejected.by.oem"], "root.cert.revoked"),
+        ("peer", [CREATED], "root.cert.expired"),
     ):
         made = subscribe(pool, caller, own)
         expected = [f"enabledEvents : {', '.join(foreign)} is for a role that the caller does not have"]
@@ -320,9 +330,11 @@ CALLS = {
     "GetEndpointById": ("GET", "/{id}", None),
     "UpdateEndpointById": ("PUT", "/{id}", {"url": URL}),
     "GetEndpointDeliveries": ("GET", "/{id}/deliveries", None),
+    "RotateEndpointSecret": ("POST", "/{id}/secret", None),
+    "PingEndpoint": ("POST", "/{id}/ping", None),
     "DeleteEndpointById": ("DELETE", "/{id}", None),
 }
-MAY = {"oem", "emsp", "everything"}
+MAY = {"oem", "emsp", "cpo", "cps", "peer", "everything"}
 
 
 def ask(pool: Pool, caller: str | None, operation: str, webhook_id: str, **options: Any) -> httpx.Response:
@@ -330,9 +342,9 @@ def ask(pool: Pool, caller: str | None, operation: str, webhook_id: str, **optio
     return call(pool, caller, method, path.replace("{id}", webhook_id), json=body, **options)
 
 
-@pytest.mark.parametrize("caller", [None, "cpo", "cps", "peer", "admin", *sorted(MAY)])
+@pytest.mark.parametrize("caller", [None, "admin", *sorted(MAY)])
 @pytest.mark.parametrize("operation", CALLS)
-def test_webhooks_are_for_emsps_and_oems(pool: Pool, operation: str, caller: str | None) -> None:
+def test_webhooks_are_for_every_role_with_events(pool: Pool, operation: str, caller: str | None) -> None:
     if caller in MAY:
         made = subscribe(pool, caller, "root.cert.added")
         assert ask(pool, caller, operation, made["id"]).status_code == (201 if operation == "PostEndpoint" else 200)
@@ -342,7 +354,7 @@ def test_webhooks_are_for_emsps_and_oems(pool: Pool, operation: str, caller: str
     if caller is None:
         assert sentences(answer, 401) == ["A bearer token is needed."]
     else:
-        assert sentences(answer, 403) == [f"{operation} is for the role emsp, oem."]
+        assert sentences(answer, 403) == [f"{operation} is for the role emsp, oem, cpo, cps, ccp."]
         assert sentences(call(pool, caller, CALLS[operation][0], CALLS[operation][1], content=b"?"), 403)
     assert rows(pool) == before
 
@@ -363,7 +375,9 @@ def test_webhooks_refuse_callers_without_registration(pool: Pool) -> None:
 
     async def run() -> None:
         async with opened(pool.settings) as store:
-            webhooks, caller, at = Webhooks(store, allow_http=False), Caller(stranger), datetime.now(UTC)
+            pinger = Pinger(WebhookSender(store, OutboundClient(), utc_now, 1.0))
+            webhooks = Webhooks(store, pinger=pinger, allow_http=False, max_overlap=60)
+            caller, at = Caller(stranger), datetime.now(UTC)
             for attempt in (webhooks.add(caller, WebhookSpec(URL, (CREATED,)), at), webhooks.list_all(caller)):
                 with pytest.raises(
                     NotAuthorised, match=r"^Webhooks are for parties that are registered at this pool\.$"
@@ -399,14 +413,15 @@ def test_webhooks_path_is_case_insensitive(pool: Pool) -> None:
 
 
 def test_webhook_edit_changes_given_fields_and_keeps_the_secret(pool: Pool) -> None:
-    made = subscribe(pool, "fresh_oem", CREATED, DELETED, wmi=["WFA"], description="first", metadata={"a": 1})
-    path = f"/{made['id']}"
+    created = subscribe(pool, "fresh_oem", CREATED, DELETED, wmi=["WFA"], description="first", metadata={"a": 1})
+    path, made = f"/{created['id']}", without_secret(created)
 
     def put(**members: Any) -> dict[str, Any]:
         members = {"url": URL, **members}
         answer = ok(call(pool, "fresh_oem", "PUT", path, json=members))
         after: dict[str, Any] = ok(call(pool, "fresh_oem", "GET", path))
-        assert {**answer, "secret": made["secret"]} == after
+        assert answer == after
+        assert pool.sql("select secret from webhook where id = ?", created["id"]) == [(created["secret"],)]
         return after
 
     assert sentences(call(pool, "fresh_oem", "PUT", path, json={"status": "disabled"}), 400) == ["url : is missing"]
@@ -418,6 +433,11 @@ def test_webhook_edit_changes_given_fields_and_keeps_the_secret(pool: Pool) -> N
     assert put(wmi=[]) == {**made, "wmis": ["WFA", "WFB"]}
     assert put(metadata={}, description="") == {**made, "wmis": ["WFA", "WFB"], "metadata": {}, "description": ""}
     assert put(enabledEvents=[UPDATED])["events"] == [UPDATED]
+    assert put(signatureFormat="bare")["signatureFormat"] == "bare"
+    assert put()["signatureFormat"] == "bare"
+    assert put(signatureFormat="sha256")["signatureFormat"] == "sha256"
+    refused = call(pool, "fresh_oem", "PUT", path, json={"url": URL, "signatureFormat": "md5"})
+    assert sentences(refused, 400) == ["signatureFormat : must be 'sha256' or 'bare'"]
 
 
 def test_webhook_edit_with_unchanged_ids_sets_no_filter(pool: Pool) -> None:
@@ -468,6 +488,7 @@ def test_webhook_changes_are_audited_without_secret_and_path(pool: Pool) -> None
         "events": [CREATED],
         "wmis": [],
         "provider_ids": [],
+        "signature_format": "sha256",
     }
     change = {"changed": ["url", "enabled"], "before": {"enabled": True}, "after": {"enabled": False}}
     added, *others = trail()

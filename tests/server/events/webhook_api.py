@@ -36,6 +36,11 @@ def subscribe(pool: Pool, party: str = "oem", *events: str, **members: Any) -> d
     return made
 
 
+def without_secret(made: dict[str, Any]) -> dict[str, Any]:
+    """A webhook as any response but that of its creation shows it."""
+    return {name: value for name, value in made.items() if name != "secret"}
+
+
 def fanned_out(pool: Pool, *contracts: Contract) -> None:
     """Fan out every event of the outbox. contracts: names the contracts concerned; it has no effect."""
     while pool.change(outbox.fan_out(datetime.now(UTC))):

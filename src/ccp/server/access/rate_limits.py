@@ -1,4 +1,4 @@
-"""Rate limits: requests by address and by party, requests without a valid token, failed logins."""
+"""Rate limits: requests by address and by party, pings, requests without a valid token, failed logins."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RateLimits:
         Raises ConfigurationError when the rate limit file cannot be used.
         """
         self._limited = limited
-        self._address = self._party = self._failures = self._login = self._login_more = None
+        self._address = self._party = self._failures = self._login = self._login_more = self._ping = None
         self._logins = 0
         if config is None:
             self.proxies, self._bucket = TrustedProxies(()), SharedTokenBucket.private()
@@ -41,6 +41,7 @@ class RateLimits:
         self._failures = Rate.of(config.rate_limit_unauthenticated, 20 * config.rate_limit_unauthenticated)
         self._login = Rate.of(config.login_failures_per_minute / 60, config.login_failures_per_minute)
         self._login_more = Rate.of(config.login_failures_per_minute / 12, 5 * config.login_failures_per_minute)
+        self._ping = Rate.of(config.event_pings_per_minute / 60, config.event_pings_per_minute)
 
     def check_address(self, client: RemoteAddress) -> None:
         """Count a request from an address, before any part of it is processed. Raises TooManyRequests."""
@@ -53,6 +54,12 @@ class RateLimits:
         if self._party is not None:
             wait = self._bucket.acquire(b"p" + client_id.encode(), self._party)
             self._refuse("party", wait, "Too many requests of this party.")
+
+    def check_ping(self, client_id: str) -> None:
+        """Count a test event that a party sends to a webhook. Raises TooManyRequests."""
+        if self._ping is not None:
+            wait = self._bucket.acquire(b"w" + client_id.encode(), self._ping)
+            self._refuse("ping", wait, "Too many pings of this party.")
 
     def check_unauthenticated(self, client: RemoteAddress) -> None:
         """Refuse a request whose token is not verified yet, from an address with too many failures.

@@ -69,7 +69,7 @@ class EnrolmentOperation(StrEnum):
 
 
 class EventOperation(StrEnum):
-    """The operations of the event service, by their names in the API; the last one is an extension."""
+    """The operations of the event service, by their names in the API; the last three are extensions."""
 
     POST_ENDPOINT = "PostEndpoint"
     GET_ENDPOINTS = "GetEndpoints"
@@ -77,6 +77,8 @@ class EventOperation(StrEnum):
     UPDATE_ENDPOINT = "UpdateEndpointById"
     DELETE_ENDPOINT = "DeleteEndpointById"
     GET_DELIVERIES = "GetEndpointDeliveries"
+    ROTATE_SECRET = "RotateEndpointSecret"  # noqa: S105  a name, not a secret
+    PING = "PingEndpoint"
 
 
 Subject: TypeAlias = EMAID | PCID | None
@@ -143,10 +145,15 @@ PUBLIC_ROOT_TABLE: Final[Mapping[PublicRootOperation, Mapping[PartyRole, Rule]]]
 }
 """The table of operations for every party."""
 
+SUBSCRIBING_ROLES: Final = (PartyRole.EMSP, PartyRole.OEM, PartyRole.CPO, PartyRole.CPS, PartyRole.CCP)
+"""The roles that may subscribe to events: those of the OPNC authentication document, and other pools.
+
+Which events a role may subscribe to: `ccp.schemas.event_types.audience`.
+"""
 EVENT_TABLE: Final[Mapping[EventOperation, Mapping[PartyRole, Rule]]] = {
-    operation: {PartyRole.EMSP: _own_webhooks, PartyRole.OEM: _own_webhooks} for operation in EventOperation
+    operation: dict.fromkeys(SUBSCRIBING_ROLES, _own_webhooks) for operation in EventOperation
 }
-"""The table of the event service. `ccp.server.events.webhooks` checks who owns a webhook."""
+"""The table of the event service. `ccp.server.events.webhooks` checks who owns a webhook, and of which events."""
 
 ENROLMENT_TABLE: Final[Mapping[EnrolmentOperation, Mapping[PartyRole, Rule]]] = {
     operation: {PartyRole.CPO: _own_stations} for operation in EnrolmentOperation

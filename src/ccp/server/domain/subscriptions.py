@@ -46,13 +46,31 @@ class EventKind(StrEnum):
 ROOT_KINDS: Final = frozenset({EventKind.ROOT_ADDED, EventKind.ROOT_EXPIRED, EventKind.ROOT_REVOKED})
 """The event types that are about a trust anchor, not about a contract."""
 
+MAX_PREVIOUS_SECRETS: Final = 2
+"""Secrets of a webhook that are valid besides the current one. Each is another signature in each request."""
+
+
+class SignatureFormat(StrEnum):
+    """Form of the signatures in X-Operator-Signature. SHA256: `sha256=` and hexadecimal. BARE: hexadecimal."""
+
+    SHA256 = "sha256"
+    BARE = "bare"
+
+
+@dataclass(frozen=True, slots=True)
+class PreviousSecret:
+    """A replaced secret that stays valid until a time."""
+
+    value: str = field(repr=False)
+    valid_until: datetime
+
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
     """A webhook of a party.
 
     events: names as the party subscribed to them. wmis, provider_ids: filters within the party's ids; empty for all.
-    secret: HMAC key for the request body, UTF-8.
+    secret: HMAC key for the request body, UTF-8. previous_secrets: newest first; they may have expired.
     """
 
     id: str
@@ -68,6 +86,16 @@ class Webhook:
     secret: str = field(repr=False)
     created_at: datetime
     updated_at: datetime
+    signature_format: SignatureFormat = SignatureFormat.SHA256
+    previous_secrets: tuple[PreviousSecret, ...] = ()
+
+    def live_previous_secrets(self, now: datetime) -> tuple[PreviousSecret, ...]:
+        """The replaced secrets that are valid now, newest first."""
+        return tuple(each for each in self.previous_secrets if each.valid_until > now)
+
+    def valid_secrets(self, now: datetime) -> tuple[str, ...]:
+        """The secrets that sign now, newest first; at least the current one."""
+        return self.secret, *(each.value for each in self.live_previous_secrets(now))
 
     def subscribed_name(self, kind: EventKind) -> str | None:
         """The name under which the webhook subscribed to an event; None if it did not."""

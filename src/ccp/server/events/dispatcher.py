@@ -21,10 +21,11 @@ import structlog
 from ccp.errors import CCPError, Unavailable
 from ccp.server.domain.subscriptions import EventKind, Webhook
 from ccp.server.events.fair_queue import FairQueue
-from ccp.server.events.message import build_headers, encode_body
+from ccp.server.events.message import encode_body
+from ccp.server.events.sending import REJECTED, Attempt, WebhookSender
 from ccp.server.events.subscribers import Subscribers
 from ccp.server.external.circuit_breaker import MAX_RESET_TIMEOUT, RESET_TIMEOUT, CircuitBreaker
-from ccp.server.external.outbound import OutboundClient, OutboundError, host_of
+from ccp.server.external.outbound import OutboundClient
 from ccp.server.metrics import Metrics
 from ccp.server.runtime.background import BackgroundTasks, PeriodicTask, Supervised
 from ccp.server.runtime.clock import TOLERANCE, ClockGuard
@@ -46,9 +47,7 @@ _FULL_SCAN_INTERVAL: Final = 10.0  # If more is due than `due_deliveries.due_web
 _IDLE_TIMEOUT: Final = 60.0  # A worker ends when nothing was due for this time.
 _MAX_LEASE_DELAY: Final = 10.0  # Until the next attempt to lease deliveries, after attempts that got none.
 _MAX_FAN_OUT: Final = 100  # Events that one transaction takes out of the outbox.
-_MAX_RESPONSE_BYTES: Final = 16_384  # Only the status matters; the body is read so that the connection can be reused.
 
-_REJECTED: Final = (400, 409)
 _SENT: Final = {
     EventKind.CREATED: EventKind.CREATED_SENT,
     EventKind.UPDATED: EventKind.UPDATED_SENT,
@@ -107,7 +106,6 @@ class Dispatcher:
         self._store = store
         self._subscribers = subscribers
         self._clock = clock
-        self._timeout = config.event_timeout
         self._slots = config.event_concurrency
         self._retries = config.event_retries
         self._retry_delay = timedelta(seconds=config.event_retry_delay)
@@ -121,6 +119,7 @@ class Dispatcher:
         self._purge_interval = min(_PURGE_INTERVAL, config.event_max_age, config.event_retention or _PURGE_INTERVAL)
         # Each worker limits its own attempts. A common limit would let receivers that hang delay the others.
         self._outbound = OutboundClient(config.egress_allow_networks, max_per_owner=None, budget=budget)
+        self._sender = WebhookSender(store, self._outbound, clock, config.event_timeout)
         self._fan_out_size = _MAX_FAN_OUT
         self._workers: dict[str, WebhookWorker] = {}
         self._sending: set[asyncio.Task[None]] = set()
@@ -295,14 +294,14 @@ class Dispatcher:
     async def _send(self, worker: WebhookWorker, webhook: Webhook, delivery: Delivery) -> None:
         """Make one attempt and store its outcome."""
         try:
-            status, error = await self._attempt(webhook, delivery)
-            outcome = self._outcome(status, delivery)
+            attempt = await self._attempt(webhook, delivery)
+            outcome = self._outcome(attempt, delivery)
             self._metrics.event_attempted(outcome.value.replace(" ", "_"))
             if outcome in (AttemptOutcome.DELIVERED, AttemptOutcome.REJECTED):
                 worker.breaker.record_success()
             else:
                 worker.breaker.record_failure()
-            await self._store_outcome(delivery, outcome, status, error)
+            await self._store_outcome(delivery, outcome, attempt.status, attempt.error)
         except asyncio.CancelledError:
             await self._release_lease(delivery)
             raise
@@ -310,28 +309,9 @@ class Dispatcher:
             worker.free_slots += 1
             worker.wake.set()
 
-    async def _attempt(self, webhook: Webhook, delivery: Delivery) -> tuple[int | None, str | None]:
-        """Send a delivery. Returns the HTTP status and, unless it is 2xx, a sentence about the error for the owner."""
-        body = encode_body(delivery)
-        started = time.monotonic()
-        status, error = None, None
-        try:
-            response = await self._outbound.request(
-                "POST",
-                webhook.url,
-                block_private=True,
-                headers=build_headers(body, webhook.secret),
-                content=body,
-                timeout=self._timeout,
-                max_bytes=_MAX_RESPONSE_BYTES,
-                truncate=True,
-                owner=webhook.client_id,
-            )
-            status = response.status
-            if not 200 <= status < 300:
-                error = f"{host_of(webhook.url)} answered {status}."
-        except OutboundError as exc:
-            error = str(exc)
+    async def _attempt(self, webhook: Webhook, delivery: Delivery) -> Attempt:
+        """Send a delivery."""
+        attempt = await self._sender.send(webhook, encode_body(delivery))
         _log.info(
             "event delivery attempted",
             webhook=webhook.id,
@@ -339,16 +319,17 @@ class Dispatcher:
             event_id=delivery.event_id,
             kind=delivery.kind,
             attempt=delivery.attempts,
-            status=status,
-            reason=error,
-            ms=round((time.monotonic() - started) * 1000, 2),
+            status=attempt.status,
+            reason=attempt.error,
+            previous_secret=attempt.previous_secret,
+            ms=attempt.ms,
         )
-        return status, error
+        return attempt
 
-    def _outcome(self, status: int | None, delivery: Delivery) -> AttemptOutcome:
-        if status is not None and 200 <= status < 300:
+    def _outcome(self, attempt: Attempt, delivery: Delivery) -> AttemptOutcome:
+        if attempt.accepted:
             return AttemptOutcome.DELIVERED
-        if status in _REJECTED:
+        if attempt.status in REJECTED:
             return AttemptOutcome.REJECTED
         return AttemptOutcome.FAILED if delivery.attempts <= self._retries else AttemptOutcome.GIVEN_UP
 

@@ -1,8 +1,6 @@
-"""Body and signature headers of a webhook request. Pure."""
+"""Body of a webhook request. Pure."""
 
 from __future__ import annotations
-
-import hmac
 
 import orjson
 
@@ -24,14 +22,3 @@ def encode_body(delivery: Delivery) -> bytes:
     if delivery.namespace:  # Of a root whose key no edition prescribes there is none.
         event["xsdMsgDefNamespace"] = delivery.namespace
     return orjson.dumps({**event, "payload": delivery.payload})
-
-
-def build_headers(body: bytes, secret: str) -> dict[str, str]:
-    """Headers with the signature in every published form: HMAC-SHA256 over the body, keyed with the secret in UTF-8."""
-    signature = hmac.digest(secret.encode(), body, "sha256").hex()
-    return {
-        "Content-Type": "application/json",
-        "X-Operator-Signature": f"sha256={signature}",
-        "payload-signature": signature,
-        "X-Hubject-Signature": signature,
-    }

@@ -5,12 +5,15 @@ Partners manage their own webhooks by the event service (`webhooks`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from ccp.errors import NotFound
-from ccp.server.domain.subscriptions import Webhook
+from ccp.server.domain.subscriptions import SignatureFormat, Webhook
+from ccp.server.events.ping import Pinger, PingResult
+from ccp.server.events.secret_rotation import rotated, rotation_fields
 from ccp.server.events.webhooks import DELETE_BATCH, audit_fields
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query
@@ -25,26 +28,39 @@ async def find(store: Store, webhook_id: str) -> Webhook:
 
 async def set_enabled(store: Store, webhook_id: str, enabled: bool, actor: str, now: datetime) -> Webhook:
     """Enable or disable a webhook; its waiting deliveries stay. Raises NotFound."""
+    return await _edit(store, webhook_id, lambda webhook: replace(webhook, enabled=enabled), actor, now)
+
+
+async def set_signature_format(
+    store: Store, webhook_id: str, signature_format: SignatureFormat, actor: str, now: datetime
+) -> Webhook:
+    """Set the form of the signatures in X-Operator-Signature. Raises NotFound."""
+    return await _edit(
+        store, webhook_id, lambda webhook: replace(webhook, signature_format=signature_format), actor, now
+    )
+
+
+async def rotate_secret(
+    store: Store, webhook_id: str, overlap: int | None, max_overlap: int, actor: str, now: datetime
+) -> Webhook:
+    """Replace the secret of a webhook; see `secret_rotation.rotated`. Raises NotFound, FieldError, Conflict."""
 
     def change() -> Query[Webhook]:
         yield from webhooks.lock()
-        before = yield from _find(webhook_id)
-        if before.enabled == enabled:
-            return before
-        after = replace(before, enabled=enabled, updated_at=now)
+        after = rotated((yield from _find(webhook_id)), overlap, max_overlap, now)
         yield from webhooks.put(after)
-        yield from _record(
-            before,
-            actor,
-            Action.WEBHOOK_EDITED,
-            now,
-            changed=["enabled"],
-            before={"enabled": before.enabled},
-            after={"enabled": enabled},
-        )
+        yield from _record(after, actor, Action.WEBHOOK_SECRET_ROTATED, now, **rotation_fields(after))
         return after
 
     return await store.write(change())
+
+
+async def ping(store: Store, pinger: Pinger, webhook_id: str, actor: str, now: datetime) -> PingResult:
+    """Send a test event to a webhook, also to a disabled one. Raises NotFound."""
+    webhook = await find(store, webhook_id)
+    result = await pinger.ping(webhook, now)
+    await store.write(_record(webhook, actor, Action.WEBHOOK_PINGED, now, **result.audit_fields()))
+    return result
 
 
 async def remove(store: Store, webhook_id: str, actor: str, now: datetime) -> Webhook:
@@ -62,6 +78,33 @@ async def remove(store: Store, webhook_id: str, actor: str, now: datetime) -> We
         yield from webhooks.remove(webhook_id)
         yield from _record(webhook, actor, Action.WEBHOOK_REMOVED, now, **audit_fields(webhook))
         return webhook
+
+    return await store.write(change())
+
+
+async def _edit(
+    store: Store, webhook_id: str, edited: Callable[[Webhook], Webhook], actor: str, now: datetime
+) -> Webhook:
+    def change() -> Query[Webhook]:
+        yield from webhooks.lock()
+        before = yield from _find(webhook_id)
+        after = edited(before)
+        if after == before:
+            return before
+        after = replace(after, updated_at=now)
+        yield from webhooks.put(after)
+        were, are = audit_fields(before), audit_fields(after)
+        members = sorted(name for name in are if are[name] != were[name])
+        yield from _record(
+            before,
+            actor,
+            Action.WEBHOOK_EDITED,
+            now,
+            changed=members,
+            before={name: were[name] for name in members},
+            after={name: are[name] for name in members},
+        )
+        return after
 
     return await store.write(change())
 

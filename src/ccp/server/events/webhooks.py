@@ -6,7 +6,6 @@ Each change writes its audit entry in the same transaction, without the secret.
 from __future__ import annotations
 
 import contextlib
-import secrets
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
@@ -17,9 +16,11 @@ from urllib.parse import urlsplit
 from ccp.errors import CCPError, Conflict, FieldError, NotAuthorised, NotFound
 from ccp.ids import WMI, ProviderId
 from ccp.schemas.event_types import API_VERSION, audience
-from ccp.server.domain.authorization import EventOperation, authorise_role
+from ccp.server.domain.authorization import SUBSCRIBING_ROLES, EventOperation, authorise_role
 from ccp.server.domain.parties import Caller, Party, PartyRole
-from ccp.server.domain.subscriptions import Webhook
+from ccp.server.domain.subscriptions import SignatureFormat, Webhook
+from ccp.server.events.ping import Pinger, PingResult
+from ccp.server.events.secret_rotation import new_secret, rotated, rotation_fields
 from ccp.server.external.outbound import OutboundClient, OutboundError, host_of
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query, long_read
@@ -31,11 +32,12 @@ from ccp.server.storage.queries.deliveries import Delivery, DeliveryCursor, Deli
 
 MAX_WEBHOOKS: Final = 50
 """Webhooks of one party. Each one that does not answer costs a dispatcher task and accumulating deliveries."""
-_SECRET_BYTES: Final = 32  # The output size of the HMAC's hash.
 
 DELETE_BATCH: Final = 1000
 """Deliveries that one transaction removes."""
-_EDITABLE: Final = ("url", "events", "wmis", "provider_ids", "description", "metadata", "enabled")
+_EDITABLE: Final = (
+    "url", "events", "wmis", "provider_ids", "description", "metadata", "enabled", "signature_format",
+)  # fmt: skip
 
 T = TypeVar("T")
 Id = TypeVar("Id", WMI, ProviderId)
@@ -52,6 +54,7 @@ class WebhookSpec:
     description: str | None = None
     metadata: dict[str, Any] | None = None
     enabled: bool | None = None
+    signature_format: SignatureFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +67,9 @@ class WebhookWithOwner:
     @property
     def role(self) -> PartyRole:
         """The role in which the party uses this webhook."""
-        for role in (PartyRole.EMSP, PartyRole.OEM):
-            if role in {audience(name) for name in self.webhook.events}:
-                return role
-        return PartyRole.EMSP if PartyRole.EMSP in self.party.roles else PartyRole.OEM
+        own = [role for role in SUBSCRIBING_ROLES if role in self.party.roles]
+        audiences = {audience(name) for name in self.webhook.events}
+        return next((role for role in own if role in audiences), own[0] if own else PartyRole.EMSP)
 
     @property
     def wmis(self) -> list[WMI]:
@@ -88,16 +90,20 @@ class Webhooks:
         self,
         store: Store,
         *,
+        pinger: Pinger,
         allow_http: bool,
+        max_overlap: int,
         on_change: Callable[[], Awaitable[None]] | None = None,
         outbound: OutboundClient | None = None,
     ) -> None:
-        """allow_http: whether webhooks may have an address without TLS. on_change: reloads subscriptions
-        in this process; others do so within about a second. outbound: checks that the host of a new URL can be reached;
-        None: only the dispatcher checks that.
+        """allow_http: whether webhooks may have an address without TLS. max_overlap: setting `event_secret_overlap`.
+        on_change: reloads subscriptions in this process; others do so within about a second. outbound: checks that the
+        host of a new URL can be reached; None: only the dispatcher checks that.
         """
         self._store = store
+        self._pinger = pinger
         self._allow_http = allow_http
+        self._max_overlap = max_overlap
         self._on_change = on_change
         self._outbound = outbound
 
@@ -116,9 +122,10 @@ class Webhooks:
             metadata=spec.metadata or {},
             api_version=API_VERSION,
             enabled=spec.enabled is not False,
-            secret=secrets.token_urlsafe(_SECRET_BYTES),
+            secret=new_secret(),
             created_at=now,
             updated_at=now,
+            signature_format=spec.signature_format or SignatureFormat.SHA256,
         )
 
         def change() -> Query[WebhookWithOwner]:
@@ -185,6 +192,7 @@ class Webhooks:
                 description=before.description if spec.description is None else spec.description,
                 metadata=before.metadata if spec.metadata is None else spec.metadata,
                 enabled=before.enabled if spec.enabled is None else spec.enabled,
+                signature_format=spec.signature_format or before.signature_format,
             )
             if after == before:
                 return owned
@@ -226,6 +234,35 @@ class Webhooks:
             yield from _record(caller, now, Action.WEBHOOK_REMOVED, webhook.id, **audit_fields(webhook))
 
         await self._write(change())
+
+    async def rotate_secret(
+        self, caller: Caller, webhook_id: str, overlap: int | None, now: datetime
+    ) -> WebhookWithOwner:
+        """Replace the secret of a webhook; see `secret_rotation.rotated`. overlap: None for the longest.
+
+        Raises NotFound, FieldError, Conflict.
+        """
+
+        def change() -> Query[WebhookWithOwner]:
+            party = yield from _begin(caller, EventOperation.ROTATE_SECRET)
+            after = rotated((yield from _find(party, webhook_id)), overlap, self._max_overlap, now)
+            yield from webhooks.put(after)
+            yield from _record(caller, now, Action.WEBHOOK_SECRET_ROTATED, webhook_id, **rotation_fields(after))
+            return WebhookWithOwner(after, party)
+
+        return await self._write(change())
+
+    async def ping(self, caller: Caller, webhook_id: str, now: datetime) -> PingResult:
+        """Send a test event to a webhook, also to a disabled one. Raises NotFound, TooManyRequests."""
+
+        def query() -> Query[Webhook]:
+            return (yield from _find((yield from _party_now(caller, EventOperation.PING)), webhook_id))
+
+        webhook = await self._store.read(query())
+        result = await self._pinger.ping(webhook, now)
+        record = _record(caller, now, Action.WEBHOOK_PINGED, webhook_id, **result.audit_fields())
+        await self._store.write(record)
+        return result
 
     async def deliveries(
         self, caller: Caller, webhook_id: str, state: DeliveryState | None, before: DeliveryCursor | None, limit: int
@@ -340,6 +377,7 @@ def audit_fields(webhook: Webhook) -> dict[str, Any]:
         "wmis": list(webhook.wmis),
         "provider_ids": list(webhook.provider_ids),
         "enabled": webhook.enabled,
+        "signature_format": webhook.signature_format.value,
     }
 
 

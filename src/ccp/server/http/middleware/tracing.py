@@ -35,7 +35,7 @@ _SEGMENTS: Final = {
     segment.lower(): segment
     for segment in (
         *("opnc", "v1", "ccp", "contractData", "emaid", "pcid", "signedcontractdata", "setdefault"),
-        *("event", "endpoints", "deliveries"),
+        *("event", "endpoints", "deliveries", "secret", "ping"),
     )
 }
 # OPCP writes the same words in another case, so its paths, which begin with the version, have their own list.
@@ -43,7 +43,7 @@ _OPCP_SEGMENTS: Final = {
     segment.lower(): segment
     for segment in (
         *("v1", "ccp", "root", "rootCerts", "ctl", "signedContractData", "lookupContract", "provideSignedContractData"),
-        "default",
+        *("default", "webhook", "endpoints", "deliveries", "secret", "ping"),
     )
 }
 _EST_SEGMENTS: Final = {name: name for name in (".well-known", "est", "simpleenroll", "simplereenroll", "cacerts")}

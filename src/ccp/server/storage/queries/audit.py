@@ -84,6 +84,8 @@ class Action(StrEnum):
     WEBHOOK_ADDED = "webhook.added"
     WEBHOOK_EDITED = "webhook.edited"
     WEBHOOK_REMOVED = "webhook.removed"
+    WEBHOOK_SECRET_ROTATED = "webhook.secret.rotated"  # noqa: S105  a name, no secret
+    WEBHOOK_PINGED = "webhook.pinged"
     CERTIFICATE_REQUESTED = "certificate.requested"
     CERTIFICATE_ISSUED = "certificate.issued"
     EVENTS_REPLAYED = "events.replayed"

@@ -9,7 +9,7 @@ import json
 from typing import Final
 
 from ccp.ids import WMI, ProviderId
-from ccp.server.domain.subscriptions import Subscriber, Webhook
+from ccp.server.domain.subscriptions import PreviousSecret, SignatureFormat, Subscriber, Webhook
 from ccp.server.storage.engine.query import Query, Row, read_committed
 from ccp.server.storage.queries.change_counters import CHANGED_KEYS, ChangeCounter
 from ccp.server.storage.queries.contracts import instant
@@ -18,7 +18,7 @@ from ccp.server.storage.queries.parties import party_of
 
 _WEBHOOK_COLUMN_NAMES: Final = (
     "id", "client_id", "url", "description", "events", "wmis", "provider_ids", "metadata", "api_version", "enabled",
-    "secret", "created_at", "updated_at",
+    "secret", "created_at", "updated_at", "signature_format", "previous_secrets",
 )  # fmt: skip
 WEBHOOK_COLUMNS: Final = ", ".join(_WEBHOOK_COLUMN_NAMES)
 """The columns that `webhook_of` reads."""
@@ -75,7 +75,7 @@ def list_changed(counter: ChangeCounter, after: int, last: int) -> Query[list[Su
 def webhook_of(row: Row) -> Webhook:
     """A webhook from a row of `WEBHOOK_COLUMNS`."""
     (id, client_id, url, description, events, wmis, provider_ids, metadata, api_version, enabled, secret,
-     created_at, updated_at) = row  # fmt: skip
+     created_at, updated_at, signature_format, previous_secrets) = row  # fmt: skip
     return Webhook(
         id,
         client_id,
@@ -90,6 +90,8 @@ def webhook_of(row: Row) -> Webhook:
         secret,
         instant(created_at),
         instant(updated_at),
+        SignatureFormat.BARE if signature_format == SignatureFormat.BARE else SignatureFormat.SHA256,
+        tuple(PreviousSecret(value, instant(until)) for value, until in json.loads(previous_secrets)),
     )
 
 

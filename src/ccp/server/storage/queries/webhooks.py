@@ -42,16 +42,18 @@ def put(webhook: Webhook) -> Query[None]:
     yield from lock()
     yield (
         f"insert into webhook ({WEBHOOK_COLUMNS}) "  # noqa: S608  constants
-        "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) "
+        "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) "
         "on conflict (id) do update set client_id = excluded.client_id, url = excluded.url, "
         "description = excluded.description, events = excluded.events, wmis = excluded.wmis, "
         "provider_ids = excluded.provider_ids, metadata = excluded.metadata, api_version = excluded.api_version, "
-        "enabled = excluded.enabled, secret = excluded.secret, updated_at = excluded.updated_at",
+        "enabled = excluded.enabled, secret = excluded.secret, updated_at = excluded.updated_at, "
+        "signature_format = excluded.signature_format, previous_secrets = excluded.previous_secrets",
         (
             webhook.id, webhook.client_id, webhook.url, webhook.description, json.dumps(webhook.events),
             json.dumps(webhook.wmis), json.dumps(webhook.provider_ids), json.dumps(webhook.metadata),
             webhook.api_version, webhook.enabled, webhook.secret, microseconds(webhook.created_at),
-            microseconds(webhook.updated_at),
+            microseconds(webhook.updated_at), webhook.signature_format.value,
+            json.dumps([(each.value, microseconds(each.valid_until)) for each in webhook.previous_secrets]),
         ),
     )  # fmt: skip
     yield from change_counters.bump_and_log(ChangeCounter.WEBHOOKS, webhook.id)
