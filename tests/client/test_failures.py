@@ -178,7 +178,7 @@ def test_call_timeout_overrides_the_clients(kind: str) -> None:
 def test_refused_connection_has_a_known_outcome(kind: str) -> None:
     with (
         connect(kind, nowhere(), token="t") as client,
-        pytest.raises(NoResponseError, match="cannot be reached") as caught,
+        pytest.raises(NoResponseError, match="refuses the connection") as caught,
     ):
         read(client)
     assert not caught.value.outcome_unknown

@@ -8,11 +8,13 @@ from datetime import timedelta
 import pytest
 
 from ccp.client import (
+    AnchorRole,
     AsyncClient,
     BadRequestError,
     Client,
     Delivered,
     Dialect,
+    MalformedResponseError,
     NoContractResponse,
     NotAuthenticatedError,
     NotAuthorisedError,
@@ -26,7 +28,9 @@ from ccp.client.clients import OPERATIONS
 from ccp.client.operations import Operations
 from ccp.errors import ConfigurationError, FieldError
 from ccp.server.http.routes import opcp, opnc
+from ccp.x509.certificates import Certificate
 from tests.client.either import KINDS, EitherClient, connect, credentials
+from tests.scripted_server import json_reply, scripted
 from tests.world import AT, SESSION, Pool, b64, new_emaid, new_pcid
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
@@ -217,7 +221,7 @@ def test_clients_have_the_same_methods_and_the_servers_paths(kind: str) -> None:
     operations = {
         name for name, value in inspect.getmembers(Operations) if not name.startswith("_") and callable(value)
     }
-    assert len(operations) == 8  # The seven, and publishing as a dry run.
+    assert len(operations) == 11  # The seven, a dry run, the OCPP call, and roots.
     client = {"sync": Client, "async": AsyncClient}[kind]
     for name in operations:
         assert (
@@ -229,3 +233,47 @@ def test_clients_have_the_same_methods_and_the_servers_paths(kind: str) -> None:
         Dialect.OPNC: opnc.BASE,
         Dialect.OPCP: opcp.BASE,
     }
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_roots_are_those_that_the_pool_trusts(pool: Pool, kind: str, dialect: Dialect) -> None:
+    with connect(kind, pool.base_url, credentials=credentials(pool, "oem"), dialect=dialect) as oem:
+        found = oem.roots()
+        expected = {
+            (role, root.certificate.fingerprint)
+            for name in ("iso2", "iso20")
+            for role, root in (
+                (AnchorRole.V2G, pool.pki(name).v2g_root),
+                (AnchorRole.EMSP, pool.pki(name).emsp_root),
+                (AnchorRole.OEM, pool.pki(name).oem_root),
+            )
+        }
+        assert expected <= {(root.role, root.fingerprint) for root in found}
+        for role in AnchorRole:
+            of_role = oem.roots(role)
+            assert of_role
+            assert {root.id for root in of_role} == {root.id for root in found if root.role is role}
+        for root in found:
+            certificate = Certificate.load(root.certificate)
+            assert (root.fingerprint, root.distinguished_name) == (certificate.fingerprint, certificate.subject_dn)
+            assert (root.valid_from, root.valid_to) == (certificate.not_before, certificate.not_after)
+            assert oem.root(root.id) == root
+        with pytest.raises(NotFoundError):
+            oem.root("00000000-0000-0000-0000-000000000000")
+        with pytest.raises(FieldError):
+            oem.root("../../admin/v1/parties")
+
+
+def test_roots_of_a_malformed_response_are_refused(kind: str) -> None:
+    root = {"rootCertificateId": "x", "caCertificate": "AAAA", "rootType": "V2G"}
+    with scripted() as server, connect(kind, server.url, token="t") as client:
+        for body in (
+            {},
+            {"RootCertificateCollection": {"rootCertificates": [root]}},
+            {"RootCertificateCollection": {"rootCertificates": [{**root, "caCertificate": "?"}]}},
+            {"RootCertificateCollection": {"rootCertificates": [{}]}},
+            {"RootCertificateCollection": {"rootCertificates": [root] * 10_000}},
+        ):
+            server.on("/v1/root/rootCerts", json_reply(body))
+            with pytest.raises(MalformedResponseError):
+                client.roots()

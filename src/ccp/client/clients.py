@@ -25,6 +25,9 @@ from ccp.client.operations import Call, Dialect, Operations
 from ccp.client.opnc import OPNCOperations
 from ccp.client.responses import HttpResponse
 from ccp.client.session import Action, Authorize, Exchange, ProtocolFlow, Session, Sleep
+from ccp.client.timed_backend import TimedBackend
+from ccp.client.tls_probe import speaks_tls, speaks_tls_async
+from ccp.client.transport_errors import Progress, no_response, timed_out, tls_required, wants_tls
 from ccp.errors import ConfigurationError
 from ccp.schemas.common import Routing
 
@@ -125,6 +128,8 @@ class BaseClient:
         self._session = Session(
             base_url, access, timeouts, retry, clock=time.monotonic, wall_clock=time.time, random=random.random
         )
+        self._plain_http_works = False  # Or it was found out why not.
+        self._proxied = proxy is not None
         urls = (base_url, proxy, None if credentials is None else credentials.token_url)
         options: dict[str, Any] = {
             # Loading the system's CAs takes time, which a client of plain HTTP saves.
@@ -140,6 +145,22 @@ class BaseClient:
     def _open(self, options: dict[str, Any]) -> None:
         raise NotImplementedError
 
+    def _checked(self, exchange: Exchange, response: HttpResponse) -> HttpResponse:
+        """Return a response, unless it says that the port is for HTTPS. Raises TLSRequiredError."""
+        if wants_tls(exchange.url, response):
+            raise tls_required(exchange.url)
+        self._plain_http_works = True
+        return response
+
+    def _may_speak_tls(self, exchange: Exchange, failure: NoResponseError) -> bool:
+        """Whether to find out if a server that closes connections without a response speaks TLS. True at most once."""
+        if self._plain_http_works or type(failure) is not NoResponseError or not failure.outcome_unknown:
+            return False
+        if self._proxied or not exchange.url.lower().startswith("http:"):
+            return False
+        self._plain_http_works = True
+        return True
+
     def _response(self, response: httpcore.Response, body: bytes) -> HttpResponse:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
         if headers.get("content-encoding", "identity").lower() != "identity":
@@ -154,25 +175,17 @@ class BaseClient:
         )
 
 
-# Errors before anything is sent. After any other error the pool may have received the request.
-_UNSENT: Final = (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout, httpcore.ProxyError)
-
-
 @contextlib.contextmanager
-def _translate_errors(exchange: Exchange) -> Iterator[None]:
+def _translate_errors(exchange: Exchange, progress: Progress) -> Iterator[None]:
     """Convert the transport's errors into the client's."""
-    host = urlsplit(exchange.url).hostname
     try:
         yield
     except (httpcore.LocalProtocolError, httpcore.UnsupportedProtocol, UnicodeError) as exc:
-        raise ConfigurationError(f"The request to {host} cannot be sent.") from exc
-    except httpcore.TimeoutException as exc:
-        unknown = not isinstance(exc, _UNSENT)
-        raise NoResponseError(f"{host} did not respond in time.", outcome_unknown=unknown) from exc
-    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError, ssl.SSLError, OSError) as exc:
-        unknown = not isinstance(exc, (*_UNSENT, ssl.SSLCertVerificationError))
-        problem = "closed the connection without a response" if unknown else "cannot be reached"
-        raise NoResponseError(f"{host} {problem}.", outcome_unknown=unknown) from exc
+        raise ConfigurationError(f"The request to {urlsplit(exchange.url).hostname} cannot be sent.") from exc
+    except (
+        httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError, OSError,
+    ) as exc:  # fmt: skip
+        raise no_response(exchange.url, exc, progress.step) from exc
 
 
 class Client(BaseClient):
@@ -183,7 +196,7 @@ class Client(BaseClient):
 
     def _open(self, options: dict[str, Any]) -> None:
         self._token_lock = threading.Lock()
-        self._timed = _TimedBackend()
+        self._timed = TimedBackend()
         self._pool = httpcore.ConnectionPool(network_backend=self._timed, **options)
 
     deliver = _blocking(Operations.deliver)
@@ -195,6 +208,8 @@ class Client(BaseClient):
     signed_contracts = _blocking(Operations.signed_contracts)
     withdraw = _blocking(Operations.withdraw)
     set_default = _blocking(Operations.set_default)
+    roots = _blocking(Operations.roots)
+    root = _blocking(Operations.root)
 
     def close(self) -> None:
         """Close all connections."""
@@ -238,10 +253,21 @@ class Client(BaseClient):
                     self._token_lock.release()
 
     def _exchange(self, exchange: Exchange) -> HttpResponse:
+        try:
+            return self._checked(exchange, self._send(exchange))
+        except NoResponseError as exc:
+            if not self._may_speak_tls(exchange, exc):
+                raise
+            if not speaks_tls(exchange.url, max(0.0, exchange.deadline - time.monotonic())):
+                raise
+            raise tls_required(exchange.url) from exc
+
+    def _send(self, exchange: Exchange) -> HttpResponse:
+        progress = Progress()
         left = max(0.0, exchange.deadline - time.monotonic())
-        extensions = {"timeout": {"pool": left}}
+        extensions: dict[str, Any] = {"timeout": {"pool": left}, "trace": progress.trace}
         with (
-            _translate_errors(exchange),
+            _translate_errors(exchange, progress),
             self._timed.until(exchange.deadline),
             self._pool.stream(
                 exchange.method,
@@ -282,6 +308,8 @@ class AsyncClient(BaseClient):
     signed_contracts = _awaitable(Operations.signed_contracts)
     withdraw = _awaitable(Operations.withdraw)
     set_default = _awaitable(Operations.set_default)
+    roots = _awaitable(Operations.roots)
+    root = _awaitable(Operations.root)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -337,22 +365,27 @@ class AsyncClient(BaseClient):
                     self._token_lock.release()
 
     async def _exchange(self, exchange: Exchange) -> HttpResponse:
-        sending = False
+        try:
+            return self._checked(exchange, await self._send(exchange))
+        except NoResponseError as exc:
+            if self._network_backend is not None or not self._may_speak_tls(exchange, exc):
+                raise
+            if not await speaks_tls_async(exchange.url, max(0.0, exchange.deadline - time.monotonic())):
+                raise
+            raise tls_required(exchange.url) from exc
 
-        async def trace(event: str, info: Any) -> None:
-            nonlocal sending
-            sending = sending or event.endswith("send_request_headers.started")
-
+    async def _send(self, exchange: Exchange) -> HttpResponse:
+        progress = Progress()
         try:
             # The timeout is outermost: inside, its TimeoutError would be translated as an OSError.
             async with asyncio.timeout(max(0.0, exchange.deadline - time.monotonic())):
-                with _translate_errors(exchange):
+                with _translate_errors(exchange, progress):
                     async with self._pool.stream(
                         exchange.method,
                         exchange.url,
                         headers=_headers(exchange),
                         content=exchange.content,
-                        extensions={"trace": trace},
+                        extensions={"trace": progress.trace_async},
                     ) as response:
                         body = bytearray()
                         async for chunk in response.aiter_stream():
@@ -361,8 +394,7 @@ class AsyncClient(BaseClient):
                                 raise self._too_large(response)
                         return self._response(response, bytes(body))
         except TimeoutError as exc:
-            host = urlsplit(exchange.url).hostname
-            raise NoResponseError(f"{host} did not respond in time.", outcome_unknown=sending) from exc
+            raise timed_out(exchange.url, progress.step) from exc
 
 
 def _needs_tls(urls: Iterable[str | None]) -> bool:
@@ -378,73 +410,3 @@ def _headers(exchange: Exchange) -> list[tuple[str, str]]:
     if exchange.content or exchange.method in ("POST", "PUT"):
         sent["Content-Length"] = str(len(exchange.content))
     return list(sent.items())
-
-
-class _TimedBackend(httpcore.NetworkBackend):
-    """Sockets with a deadline for the whole exchange. A timeout per read would not stop a slow server."""
-
-    def __init__(self) -> None:
-        self._backend = httpcore.SyncBackend()
-        self._local = threading.local()
-
-    @contextlib.contextmanager
-    def until(self, deadline: float) -> Iterator[None]:
-        """Set the deadline of this thread for a block. deadline: on the monotonic clock."""
-        self._local.deadline = deadline
-        try:
-            yield
-        finally:
-            del self._local.deadline
-
-    def remaining(self) -> float | None:
-        """Return the remaining seconds; None outside of an exchange, where connections are only closed."""
-        deadline = getattr(self._local, "deadline", None)
-        if deadline is None:
-            return None
-        left: float = deadline - time.monotonic()
-        return left
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
-        left = self.remaining()
-        if left is not None and left <= 0:
-            raise httpcore.ConnectTimeout("deadline")
-        return _TimedStream(self, self._backend.connect_tcp(host, port, left, local_address, socket_options))
-
-
-class _TimedStream(httpcore.NetworkStream):
-    def __init__(self, backend: _TimedBackend, stream: httpcore.NetworkStream) -> None:
-        self._backend = backend
-        self._stream = stream
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        left = self._backend.remaining()
-        if left is not None and left <= 0:
-            raise httpcore.ReadTimeout("deadline")
-        return self._stream.read(max_bytes, left)
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        left = self._backend.remaining()
-        if left is not None and left <= 0:
-            raise httpcore.WriteTimeout("deadline")
-        self._stream.write(buffer, left)
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.NetworkStream:
-        left = self._backend.remaining()
-        if left is not None and left <= 0:
-            raise httpcore.ConnectTimeout("deadline")
-        return _TimedStream(self._backend, self._stream.start_tls(ssl_context, server_hostname, left))
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)

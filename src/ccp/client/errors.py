@@ -1,7 +1,17 @@
 """The errors of the client library.
 
     ClientError
-    ├── NoResponseError           no response in time; `outcome_unknown` says whether the pool may have acted
+    ├── NoResponseError           no response; `outcome_unknown` says whether the pool may have acted
+    │   ├── TimedOutError             no connection, no TLS handshake, or no response in time
+    │   ├── NameResolutionError       the host name is not found, or the name server does not answer
+    │   ├── RefusedConnectionError    nothing listens on the port
+    │   ├── TLSRequiredError          plain HTTP was sent to a port that speaks TLS
+    │   └── TLSError                  the TLS handshake failed
+    │       ├── UntrustedCertificateError   the server's certificate is of no trusted CA, or not acceptable
+    │       ├── ExpiredCertificateError     the server's certificate has expired, or is not valid yet
+    │       ├── NameMismatchError           the server's certificate is for another host
+    │       ├── ClientCertificateError      the server does not accept the client's certificate, or requires one
+    │       └── PlainHTTPError              https was sent to a port that does not speak TLS
     ├── MalformedResponseError    a response that is not the API's: not JSON, too large, another message
     ├── TokenRefusedError         the token endpoint rejects the credentials
     └── StatusError               an error status, with the pool's own sentences
@@ -14,13 +24,13 @@
         ├── UpstreamFailedError       502
         └── UnavailableError          503
 
-Each has its sentences in `messages`, and `status` and `trace_id` if there was a response. With the trace id the pool's
-operator finds the request in the log.
+Each has its sentences in `messages`; NoResponseError has `host` and `port`; the others have `status` and `trace_id` of
+the response. With the trace id the pool's operator finds the request in the log.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 from ccp.errors import CCPError
 
@@ -45,13 +55,86 @@ class ClientError(CCPError):
 
 
 class NoResponseError(ClientError):
-    """There was no response in time. outcome_unknown: False if the request cannot have reached the pool."""
+    """There was no response in time.
+
+    outcome_unknown: False if the request cannot have reached the pool. host, port: of the server, None if no request
+    was made. permanent: whether a retry fails in the same way until a configuration changes.
+    """
 
     code = "no_answer"
+    permanent: ClassVar[bool] = False
 
-    def __init__(self, *messages: str, outcome_unknown: bool) -> None:
+    def __init__(self, *messages: str, outcome_unknown: bool, host: str | None = None, port: int | None = None) -> None:
         super().__init__(*messages)
         self.outcome_unknown = outcome_unknown
+        self.host = host
+        self.port = port
+
+
+class TimedOutError(NoResponseError):
+    """The connection, the TLS handshake or the response took too long."""
+
+    code = "timed_out"
+
+
+class NameResolutionError(NoResponseError):
+    """The host name is not found, or the name server does not answer."""
+
+    code = "name_resolution"
+
+
+class RefusedConnectionError(NoResponseError):
+    """Nothing listens on the port."""
+
+    code = "refused_connection"
+
+
+class TLSRequiredError(NoResponseError):
+    """Plain HTTP was sent to a port that speaks TLS: the URL has to begin with https."""
+
+    code = "tls_required"
+    permanent = True
+
+
+class TLSError(NoResponseError):
+    """The TLS handshake failed."""
+
+    code = "tls"
+
+
+class UntrustedCertificateError(TLSError):
+    """The server's certificate is of no trusted CA, or not acceptable."""
+
+    code = "untrusted_certificate"
+    permanent = True
+
+
+class ExpiredCertificateError(TLSError):
+    """The server's certificate has expired, or is not valid yet."""
+
+    code = "expired_certificate"
+    permanent = True
+
+
+class NameMismatchError(TLSError):
+    """The server's certificate is for another host."""
+
+    code = "name_mismatch"
+    permanent = True
+
+
+class ClientCertificateError(TLSError):
+    """The server does not accept the client's certificate, or requires one."""
+
+    code = "client_certificate"
+    permanent = True
+
+
+class PlainHTTPError(TLSError):
+    """https was sent to a port that does not speak TLS, such as one for plain HTTP."""
+
+    code = "plain_http"
+    permanent = True
 
 
 class MalformedResponseError(ClientError):

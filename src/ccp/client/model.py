@@ -9,6 +9,7 @@ from typing import Any
 
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.schemas.common import encode_base64
+from ccp.x509.profiles import AnchorRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,23 @@ class ContractState:
     root: Fingerprint | None = None
     root_dn: str | None = None
     undeliverable: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A root certificate that the pool trusts.
+
+    id: by which the pool lists it, a UUID. role: what it is trusted for, None for a role that this library does not
+    know. certificate: DER. fingerprint, distinguished_name, valid_from and valid_to are those of the certificate.
+    """
+
+    id: str
+    role: AnchorRole | None
+    certificate: bytes = field(repr=False)
+    fingerprint: Fingerprint
+    distinguished_name: str
+    valid_from: datetime
+    valid_to: datetime
 
 
 @dataclass(frozen=True, slots=True)

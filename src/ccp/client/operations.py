@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Generic, TypeVar
 from urllib.parse import quote, urlencode
+from uuid import UUID
 
 import orjson
 
-from ccp.client import ocpp
+from ccp.client import ocpp, roots
 from ccp.client.model import (
     ContractState,
     Delivered,
     DryRunReport,
     EVCertificate,
     NoContractResponse,
+    Root,
     SignedResponse,
     Withdrawn,
 )
@@ -31,6 +33,7 @@ from ccp.exi.base64_text import message_bytes
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.schemas.common import Routing, encode_base64
 from ccp.schemas.ocpp import IDEMPOTENCY_KEY, PATH
+from ccp.x509.profiles import AnchorRole
 
 T = TypeVar("T")
 
@@ -268,6 +271,20 @@ class Operations(ABC):
         """Make a contract the vehicle's default, for the OEM. Raises BadRequestError for an unknown pair."""
         path = self._path_of_default(EMAID.parse(emaid), PCID.parse(pcid))
         return self._call("POST", path, parse_nothing, routing, timeout)
+
+    def roots(
+        self, role: AnchorRole | None = None, *, routing: Routing | None = None, timeout: float | None = None
+    ) -> Call[tuple[Root, ...]]:
+        """List the roots that the pool trusts, for every party. role: None for all of them.
+
+        Raises NotFoundError if the pool does not offer OPCP.
+        """
+        query = {"rootType": roots.root_type(role)}
+        return self._call("GET", roots.PATH, roots.parse_roots, routing, timeout, base="", query=query)
+
+    def root(self, root_id: UUID | str, *, routing: Routing | None = None, timeout: float | None = None) -> Call[Root]:
+        """Get one of the listed roots by its id. Raises NotFoundError for an unknown one."""
+        return self._call("GET", roots.path_of(root_id), roots.parse_root, routing, timeout, base="")
 
     # What the dialects differ in.
 

@@ -180,6 +180,8 @@ class Session:
             try:
                 response: HttpResponse = yield Exchange(method, url, sent, content, request_deadline)
             except NoResponseError as exc:
+                if exc.permanent:
+                    raise
                 failure = exc
                 outcome_unknown = outcome_unknown or exc.outcome_unknown
             else:

@@ -240,6 +240,32 @@ def _fingerprint(text: str | None) -> Fingerprint | None:
         return None
 
 
+class ReceivedRootCertificate(APIModel):
+    """As `RootCertificate`, without what the certificate says itself."""
+
+    rootCertificateId: str | None = None
+    caCertificate: str
+    rootType: str | None = None
+
+
+class ReceivedRootCertificateList(APIModel):
+    """As `RootCertificates`, with a limited number of items."""
+
+    rootCertificates: Annotated[list[ReceivedRootCertificate], LIMITED]
+
+
+class ReceivedRootCertificates(APIModel):
+    """As `RootCertificateCollection`, with a limited number of items."""
+
+    RootCertificateCollection: ReceivedRootCertificateList
+
+
+class ReceivedRootResponse(APIModel):
+    """As `RootResponse`, without what the certificate says itself."""
+
+    RootResponse: ReceivedRootCertificate
+
+
 class ReceivedMessageDef(MessageDef):
     """As `MessageDef`, with anything as fingerprint."""
 

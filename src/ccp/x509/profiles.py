@@ -25,6 +25,10 @@ class AnchorRole(Enum):
     OEM = "oem"
 
 
+ROOT_TYPES: Final = {AnchorRole.V2G: "V2G", AnchorRole.EMSP: "MO", AnchorRole.OEM: "OEM"}
+"""The name of an anchor's role in OPCP and OPNC."""
+
+
 class Profile(Enum):
     """The edition whose algorithms are allowed."""
 

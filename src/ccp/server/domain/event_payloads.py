@@ -10,10 +10,10 @@ from typing import Final
 
 from ccp.errors import ChainError
 from ccp.ids import Namespace
-from ccp.server.domain.root_certificates import ROOT_TYPES, edition_of, key_curve, root_id
+from ccp.server.domain.root_certificates import edition_of, key_curve, root_id
 from ccp.x509.certificates import Certificate
 from ccp.x509.names import parse_dn
-from ccp.x509.profiles import AnchorRole
+from ccp.x509.profiles import ROOT_TYPES, AnchorRole
 
 _PUBLISHED_ALGORITHMS: Final = ("secp256r1", "secp521r1")
 

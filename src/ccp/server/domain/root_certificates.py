@@ -11,10 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
 from ccp.errors import ChainError
 from ccp.ids import Fingerprint, Namespace
 from ccp.x509.certificates import Certificate
-from ccp.x509.profiles import AnchorRole
-
-ROOT_TYPES: Final = {AnchorRole.V2G: "V2G", AnchorRole.EMSP: "MO", AnchorRole.OEM: "OEM"}
-"""The name of a root's role in OPCP and OPNC."""
+from ccp.x509.profiles import ROOT_TYPES, AnchorRole
 
 _EDITIONS: Final = {"secp256r1": Namespace.ISO2, "secp521r1": Namespace.ISO20, "ed448": Namespace.ISO20}
 

@@ -14,11 +14,11 @@ from typing import Final
 
 from ccp.errors import ChainError
 from ccp.ids import Namespace
-from ccp.server.domain.root_certificates import ROOT_TYPES, edition_of, key_curve, root_id
+from ccp.server.domain.root_certificates import edition_of, key_curve, root_id
 from ccp.x509 import der
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import TrustAnchors
-from ccp.x509.profiles import AnchorRole
+from ccp.x509.profiles import ROOT_TYPES, AnchorRole
 
 _ISSUED_TO: Final = 0xA0
 _ISSUED_BY: Final = 0xA1

@@ -18,13 +18,12 @@ from ccp.schemas.common import JSONObject, encode_base64
 from ccp.schemas.opcp import TAG, RootCertificateCollection, RootResponse
 from ccp.schemas.timestamps import rfc3339
 from ccp.server.domain.authorization import PublicRootOperation
-from ccp.server.domain.root_certificates import ROOT_TYPES
 from ccp.server.http.request_context import Handler, RequestContext, Target, target_dependency
 from ccp.server.http.responses import FastJSONResponse, error_descriptions
 from ccp.server.pool.operations import Pool
 from ccp.server.trust.root_catalogue import CurrentRootCatalogue, ListedRoot
 from ccp.x509.names import parse_dn
-from ccp.x509.profiles import AnchorRole
+from ccp.x509.profiles import ROOT_TYPES, AnchorRole
 
 ROOTS: Final = "/v1/root/rootCerts"
 TRUST_LIST: Final = "/v1/root/ctl"
