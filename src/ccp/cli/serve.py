@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from ccp.cli import startup
 from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table
-from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.service_settings import SERVICES, ServiceSettings
 from ccp.server.settings import MetricsAccess, Settings
@@ -51,73 +52,129 @@ def serve(
         if value is not None
     }  # fmt: skip
     effective = settings.load(config, **given)
-    _check(effective)
+    now = datetime.now(UTC)
+    new_database = _check(effective)
+    tls = startup.check_tls(effective, now)
+    bound = startup.bind(effective.host, effective.port)
     with _shared_folder(effective, given):
-        limit = _raise_descriptor_limit(effective, given)
+        limit, warnings = _raise_descriptor_limit(effective, given)
+        report = _report(effective, bound, config, limit, tls, new_database=new_database)
+        warnings += [*schema_warnings(effective), *startup.warnings(effective, report, tls, now)]
         _export_environment(config, given)
-        _run(effective, limit)
+        _show(effective, report, warnings)
+        _run(effective, bound)
 
 
-def _check(effective: Settings) -> None:
+def _check(effective: Settings) -> bool:
     """Check what workers depend on, so that an error is reported once and not by every worker.
 
-    Raises ConfigurationError.
+    Creates a new SQLite database. Returns whether it did. Raises ConfigurationError.
     """
     from ccp.server.storage.engine import schema
 
-    if not schema.is_postgres(effective.database) and schema.revision(effective.database) is None:
+    new = not schema.is_postgres(effective.database) and schema.revision(effective.database) is None
+    if new:
         schema.upgrade(effective.database)
     schema.check(effective.database)
-    for warning in schema.warnings(effective.database):
-        print_line(f"warning: {warning}", err=True)
-    if effective.tls_cert is not None:
-        _check_tls(effective.tls_cert, effective.tls_key, effective.tls_client_ca)
     if effective.issuers:
         from ccp.server.access.trusted_issuers import check_key_files
 
         check_key_files(effective.issuers)
-    if effective.services:
-        from ccp.server.external.service_connection import check_files
-
-        check_files(effective.services)
+    return new
 
 
-def _raise_descriptor_limit(effective: Settings, given: dict[str, Any]) -> int | None:
-    """Raise the limit on file descriptors for a worker's connections. Returns the limit; None if there is none."""
+def schema_warnings(effective: Settings) -> tuple[str, ...]:
+    """Warnings about the configuration of the database."""
+    from ccp.server.storage.engine import schema
+
+    return schema.warnings(effective.database)
+
+
+def _report(
+    effective: Settings,
+    bound: socket.socket,
+    config: Path | None,
+    limit: int | None,
+    tls: startup.ServerCertificate | None,
+    *,
+    new_database: bool,
+) -> startup.StartReport:
+    from ccp.server.storage.overview import overview
+
+    held = overview(effective.database)
+    host, port = bound.getsockname()[:2]
+    return startup.StartReport(
+        url=effective.public_url if effective.base_url or effective.port else f"{effective.public_url}:{port}",
+        address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        settings=startup.settings_source(config),
+        database=_shown(effective),
+        new_database=new_database,
+        workers=effective.workers,
+        file_descriptors=limit,
+        anchors=held.anchors,
+        parties=held.parties,
+        peers=held.peers,
+        tls_valid_until=None if tls is None else tls.not_after.isoformat(timespec="minutes"),
+    )
+
+
+def _shown(effective: Settings) -> str:
+    """Return the database without credentials; a file with its absolute path."""
+    from ccp.server.storage.engine import schema
+
+    if schema.is_postgres(effective.database):
+        shown: str = effective.redacted()["database"]
+        return shown
+    return f"sqlite:///{schema.sqlite_file(effective.database).absolute()}"
+
+
+def _show(effective: Settings, report: startup.StartReport, warnings: Iterable[str]) -> None:
+    """Print the report: as log events with `log_format = "json"`, else as text. The port is bound, but not open yet."""
+    from ccp.server import logging
+
+    logging.configure(effective)
+    if effective.log_format == "json":
+        import structlog
+
+        log = structlog.get_logger("ccp.start")
+        for warning in warnings:
+            log.warning("start warning", sentence=warning)
+        log.info("pool starting", **report.members())
+        return
+    for warning in warnings:
+        print_line(f"warning: {warning}", err=True)
+    for line in report.lines():
+        print_line(line, err=True)
+
+
+def _raise_descriptor_limit(effective: Settings, given: dict[str, Any]) -> tuple[int | None, list[str]]:
+    """Raise the limit on file descriptors for a worker's connections.
+
+    Returns the limit, None if there is none, and a warning if it is too low.
+    """
     from ccp.cli import descriptors
 
     limit = descriptors.raise_limit(descriptors.needed(effective))
-    if (
-        limit is not None
-        and (possible := descriptors.connections_possible(effective, limit)) < effective.max_connections
-    ):
-        print_line(
-            f"warning: {limit} file descriptors are too few for max_connections = {effective.max_connections}; "
-            f"a worker accepts {possible} connections. Raise the hard limit (ulimit -Hn, LimitNOFILE) to "
-            f"{descriptors.needed(effective)}.",
-            err=True,
-        )
-        given["max_connections"] = possible
-    return limit
+    if limit is None or (possible := descriptors.connections_possible(effective, limit)) >= effective.max_connections:
+        return limit, []
+    given["max_connections"] = possible
+    return limit, [
+        f"{limit} file descriptors are too few for max_connections = {effective.max_connections}; a worker accepts "
+        f"{possible} connections. Raise the hard limit (ulimit -Hn, LimitNOFILE) to {descriptors.needed(effective)}."
+    ]
 
 
-def _run(effective: Settings, limit: int | None) -> None:
+def _run(effective: Settings, bound: socket.socket) -> None:
     from ccp.cli import workers
-    from ccp.server import logging, metrics
+    from ccp.server import metrics
     from ccp.server.http.uvicorn_options import uvicorn_options
     from ccp.server.storage.engine import schema
 
-    allowed = "any number of" if limit is None else limit
-    print_line(
-        f"opnc-ccp on {effective.public_url} (database {effective.redacted()['database']}, {allowed} file descriptors "
-        "per worker)",
-        err=True,
-    )
     if effective.workers > 1:
-        logging.configure(effective)
         assert metrics.is_shared() or effective.metrics is MetricsAccess.OFF
     workers.run(
         "ccp.server.app:create_app",
+        bound,
         preload=(
             "ccp.server.storage.engine.postgres"
             if schema.is_postgres(effective.database)
@@ -153,25 +210,6 @@ def _shared_folder(effective: Settings, given: dict[str, Any]) -> Iterator[None]
 
             SharedTokenBucket.prepare(file)
         yield
-
-
-def _check_tls(certificate: Path, key: Path | None, client_ca: Path | None) -> None:
-    """Load the TLS files as the server would. Raises ConfigurationError; in a worker it would be a traceback."""
-    import ssl
-
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(certificate, key)
-    except OSError as exc:  # SSLError is a subclass.
-        reason = exc.strerror or str(exc)
-        raise ConfigurationError(f"The TLS certificate {certificate} and key {key} cannot be used: {reason}.") from exc
-    if client_ca is None:
-        return
-    try:
-        context.load_verify_locations(client_ca)
-    except OSError as exc:
-        reason = exc.strerror or str(exc)
-        raise ConfigurationError(f"The CAs of client certificates {client_ca} cannot be used: {reason}.") from exc
 
 
 def _export_environment(config: Path | None, given: dict[str, Any]) -> None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import sys
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 
 from ccp.cli.supervisor import Supervisor
 from ccp.server.metrics import worker_ended
 
 
-def run(app: str, *, preload: Iterable[str] = (), **options: Any) -> None:
+def run(app: str, bound: socket.socket, *, preload: Iterable[str] = (), **options: Any) -> None:
     """Serve until a signal stops the process.
 
-    app: "module:function" that builds the application. preload: further modules that the workers share. options: as for
-    `uvicorn.run`.
+    app: "module:function" that builds the application. bound: the port, not yet listening. preload: further modules
+    that the workers share. options: as for `uvicorn.run`.
     """
     config = uvicorn.Config(app, **options)
     if config.workers > 1:
@@ -26,7 +29,11 @@ def run(app: str, *, preload: Iterable[str] = (), **options: Any) -> None:
             for name in (app.partition(":")[0], *preload):
                 import_module(name)
 
-        if status := Supervisor(config, [config.bind_socket()], prepare=prepare, on_worker_exit=worker_ended).run():
+        if status := Supervisor(config, [bound], prepare=prepare, on_worker_exit=worker_ended).run():
             sys.exit(status)  # Otherwise a service manager would regard it as a regular exit.
     else:
-        uvicorn.run(app, **options)
+        server = uvicorn.Server(config)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run([bound])
+        if not server.started:
+            sys.exit(STARTUP_FAILURE)

@@ -87,8 +87,9 @@ def configure(config: Settings) -> None:
     """Configure structlog for this process."""
     lines = LineWriter(sys.stderr)
     readable = config.log_format == "console"
+    console = structlog.dev.ConsoleRenderer(colors=readable and sys.stderr.isatty())
     structlog.configure(
-        processors=[_completed, partial(_as_text, structlog.dev.ConsoleRenderer()) if readable else _as_json],
+        processors=[_completed, partial(_as_text, console) if readable else _as_json],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, config.log_level.upper())),
         logger_factory=lambda *args: lines,
         cache_logger_on_first_use=True,

@@ -1,0 +1,200 @@
+"""What `ccp serve` checks and says when it starts: the port, the TLS certificate, and what is in the database."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import ssl
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from cryptography import x509
+
+from ccp.errors import ConfigurationError
+from ccp.server.settings import Settings
+
+_EXPIRES_SOON: Final = timedelta(days=30)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Bind the port, without listening. port: 0 for any free one. Raises ConfigurationError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as exc:
+        raise ConfigurationError(f"The pool cannot listen on {host}: {exc.strerror}.") from exc
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+    except OSError as exc:
+        bound.close()
+        place = f"port {port} of {host}"
+        if exc.errno == errno.EADDRINUSE:
+            raise ConfigurationError(f"Another process listens on {place}. Choose another port with --port.") from exc
+        if exc.errno == errno.EACCES:
+            raise ConfigurationError(f"This user may not listen on {place}; ports below 1024 belong to root.") from exc
+        raise ConfigurationError(f"The pool cannot listen on {place}: {exc.strerror}.") from exc
+    bound.set_inheritable(True)
+    return bound
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCertificate:
+    """The certificate of the server: its names and its validity."""
+
+    not_before: datetime
+    not_after: datetime
+    names: tuple[str, ...]
+    """DNS names and addresses of the extension SubjectAltName."""
+
+    def is_for(self, host: str) -> bool:
+        """Whether a client that connects to a host accepts the certificate. Source: RFC 9525 clause 6.3."""
+        host = host.lower().rstrip(".")
+        parent = host.partition(".")[2]
+        return any(name == host or (name.startswith("*.") and name[2:] == parent) for name in self.names)
+
+
+def check_tls(config: Settings, now: datetime) -> ServerCertificate | None:
+    """Load the TLS files as a worker would. Returns None without TLS.
+
+    Raises ConfigurationError for files that cannot be used, a key of another certificate, and a certificate that is not
+    valid now.
+    """
+    if config.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+        leaf = x509.load_pem_x509_certificate(config.tls_cert.read_bytes())
+    except (OSError, ValueError) as exc:  # SSLError is an OSError.
+        reason = (isinstance(exc, OSError) and exc.strerror) or str(exc)
+        raise ConfigurationError(
+            f"The TLS certificate {config.tls_cert} and key {config.tls_key} cannot be used: {reason}."
+        ) from exc
+    if config.tls_client_ca is not None:
+        try:
+            context.load_verify_locations(config.tls_client_ca)
+        except OSError as exc:
+            reason = exc.strerror or str(exc)
+            raise ConfigurationError(
+                f"The CAs of client certificates {config.tls_client_ca} cannot be used: {reason}."
+            ) from exc
+    found = ServerCertificate(leaf.not_valid_before_utc, leaf.not_valid_after_utc, tuple(_names(leaf)))
+    if found.not_after < now:
+        raise ConfigurationError(
+            f"The TLS certificate {config.tls_cert} expired on {found.not_after:%Y-%m-%d %H:%M} UTC."
+        )
+    if found.not_before > now:
+        raise ConfigurationError(
+            f"The TLS certificate {config.tls_cert} is not valid before {found.not_before:%Y-%m-%d %H:%M} UTC."
+        )
+    return found
+
+
+def _names(leaf: x509.Certificate) -> Iterator[str]:
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return
+    yield from (name.lower() for name in names.get_values_for_type(x509.DNSName))
+    yield from (str(address) for address in names.get_values_for_type(x509.IPAddress))
+
+
+@dataclass(frozen=True, slots=True)
+class StartReport:
+    """What the operator should know about a pool that starts."""
+
+    url: str
+    address: str
+    """Address and port that are bound."""
+    settings: str
+    """The configuration file, or that there is none."""
+    database: str
+    new_database: bool
+    workers: int
+    file_descriptors: int | None
+    """Limit of each worker; None for no limit."""
+    anchors: dict[str, int] = field(default_factory=dict)
+    """Number of trusted certificates by role."""
+    parties: int = 0
+    peers: int = 0
+    tls_valid_until: str | None = None
+
+    def members(self) -> dict[str, Any]:
+        """The members of the log event."""
+        return asdict(self)
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        descriptors = "any number of" if self.file_descriptors is None else self.file_descriptors
+        made = "new, empty database" if self.new_database else "database"
+        yield f"opnc-ccp on {self.url} ({made} {self.database}, {descriptors} file descriptors per worker)"
+        tls = f"TLS certificate valid until {self.tls_valid_until}" if self.tls_valid_until else "without TLS"
+        yield f"  listening on {self.address}, {tls}; {self.workers} worker(s); settings: {self.settings}"
+        anchors = ", ".join(f"{count} {role}" for role, count in sorted(self.anchors.items())) or "none"
+        yield f"  trusted certificates: {anchors}; parties: {self.parties}; peers: {self.peers}"
+
+
+def settings_source(named: Path | None) -> str:
+    """Return the configuration file in effect, or "none"."""
+    from ccp.server.settings import DEFAULT_FILE
+
+    if named is None and os.environ.get("CCP_CONFIG"):
+        named = Path(os.environ["CCP_CONFIG"])
+    if named is None and DEFAULT_FILE.exists():
+        named = DEFAULT_FILE
+    return str(named.resolve()) if named is not None else "none"
+
+
+def warnings(config: Settings, report: StartReport, tls: ServerCertificate | None, now: datetime) -> Iterator[str]:
+    """Sentences about what is probably not intended."""
+    if report.new_database:
+        yield (
+            f"The database {report.database} is new and empty. If the pool has data elsewhere, stop it and correct the "
+            "setting database."
+        )
+    elif not report.anchors:
+        yield "No certificate is trusted, so every message is refused. Add roots with `ccp trust add`."
+    if not report.parties and not config.issuers:
+        yield "There are no parties, so every request is refused. Add them with `ccp party add`."
+    yield from _url_warnings(config, tls)
+    if tls is not None and tls.not_after - now < _EXPIRES_SOON:
+        yield f"The TLS certificate expires on {tls.not_after:%Y-%m-%d %H:%M} UTC."
+
+
+def _url_warnings(config: Settings, tls: ServerCertificate | None) -> Iterator[str]:
+    beyond = not _is_loopback(config.host)
+    if beyond and tls is None:
+        yield (
+            f"The pool listens on {config.host} without TLS: tokens and contracts are readable on the network unless a "
+            "proxy on a trusted network terminates TLS."
+        )
+    if config.base_url is None:
+        if beyond:
+            yield f"base_url is not set: tokens are issued for {config.public_url}. Set it to the public URL."
+        return
+    url = urlsplit(config.base_url)
+    if tls is not None and url.scheme == "http":
+        yield f"base_url is {config.base_url}, but the pool serves https."
+    if tls is not None and url.hostname and not tls.is_for(url.hostname):
+        yield (
+            f"The TLS certificate is not for {url.hostname}, the host of base_url; it is for {_listed(tls.names)}. "
+            "Clients that connect directly refuse it."
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "no name"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
