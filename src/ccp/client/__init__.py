@@ -8,6 +8,8 @@
         if isinstance(result, Delivered):
             print(result.contracts[0].emaid)
 
+A back end for charging stations passes payloads of OCPP through `get_15118_ev_certificate`, and returns what it gets.
+
 `AsyncClient` has the same methods as coroutines. Messages are EXI, or their Base64 as text, as OCPP carries them. The
 library handles JSON, access tokens, retries and timeouts. Every failure of a call is a `ClientError`; see
 `ccp.client.errors` for the classes. An argument that is not a valid id raises `ccp.errors.FieldError`.

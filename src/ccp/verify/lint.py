@@ -17,7 +17,7 @@ from ccp.x509.path_validation import TrustAnchors
 from ccp.x509.profiles import AnchorRole
 
 _SOON: Final = timedelta(days=30)
-# Characters of Base64 that charging stations accept: OCPP 2.0.1 allows 5,600; some back ends truncate at 7,500.
+# Characters of Base64 that charging stations accept: OCPP 2.0.1 allows 7,500, its first edition 5,600.
 _MAX_LENGTHS: Final = (7_500, 5_600)
 _SHA1_BYTES: Final = 20
 

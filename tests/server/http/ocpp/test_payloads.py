@@ -111,6 +111,7 @@ def test_message_decides_where_the_schema_version_is_wrong(pool: Pool, spelling:
     (entry,) = [entry for entry in log if entry.args[:1] == ("schema version differs from message",)]
     assert entry.kwargs["trace_id"] == answer.headers["X-Trace-Id"]
     assert entry.kwargs["edition"] == car.namespace
+    assert entry.kwargs["stated"] == ("urn:iso:15118:2:2013:MsgDef" if spelling.startswith("urn:iso") else None)
 
 
 # --- Refusals --------------------------------------------------------------------------------------------------------

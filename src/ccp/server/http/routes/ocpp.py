@@ -27,7 +27,6 @@ from ccp.schemas import ocpp
 from ccp.schemas.common import encode_base64
 from ccp.schemas.json_bodies import read_body
 from ccp.schemas.ocpp import EVCertificateHeaders, EVCertificateQuery, Get15118EVCertificateRequest, OCPPVersion
-from ccp.schemas.suggestions import quotable
 from ccp.server.domain.authorization import OCPPOperation
 from ccp.server.domain.deliveries import effective_request, refusal
 from ccp.server.http import query_parameters
@@ -119,11 +118,13 @@ def _read(payload: Get15118EVCertificateRequest, trace_id: str) -> InstallationR
     Some back ends and stations state a fixed edition for every vehicle, so a different one is only logged.
     """
     request = verify.read_request(message_bytes(payload.exiRequest), None)
-    if ocpp.edition_of(payload.iso15118SchemaVersion) is not request.namespace:
+    stated = ocpp.edition_of(payload.iso15118SchemaVersion)
+    if stated is not request.namespace:
+        # The text itself is not logged, because it may contain anything.
         _log.info(
             "schema version differs from message",
             trace_id=trace_id,
-            schema_version=quotable(payload.iso15118SchemaVersion),
+            stated=None if stated is None else stated.value,
             edition=request.namespace.value,
         )
     return request
