@@ -26,7 +26,7 @@ from ccp.server.external.outbound import HttpResponse, OutboundClient, OutboundE
 from ccp.server.external.service_connection import ServiceConnection
 from ccp.server.service_settings import ServiceSettings
 from tests.scripted_server import DROP, ENDLESS, HANG, NOT_HTTP, Reply, Scripted, error, granted, json_reply, scripted
-from tests.server.external.scripted_server import with_outbound
+from tests.server.external.calls import with_outbound
 from tests.tls_files import PrivateCA
 
 T = TypeVar("T")
@@ -243,7 +243,7 @@ def test_hanging_token_endpoint_costs_a_caller_its_own_timeout(server: Scripted)
 
     async def use(connection: ServiceConnection, clock: Clock) -> float:
         began = asyncio.get_running_loop().time()
-        with pytest.raises(OutboundError, match="did not answer"):
+        with pytest.raises(OutboundError, match="The token endpoint of the Test service did not answer"):
             await ask(connection, timeout=0.2)
         return asyncio.get_running_loop().time() - began
 

@@ -21,17 +21,8 @@ from ccp.testing.pki import PKI, Credential
 from ccp.verify import pcid_of
 from ccp.x509.certificates import Certificate
 from tests.cli.run import ccp_ok
-from tests.scripted_server import granted
-from tests.server.external.scripted_server import (
-    DROP,
-    Reply,
-    ScriptedServer,
-    connection,
-    json_answer,
-    refusal,
-    scripted_server,
-    with_outbound,
-)
+from tests.scripted_server import CLOSE, HANG, Reply, Scripted, error, granted, json_reply, scripted
+from tests.server.external.calls import connection, with_outbound
 from tests.waiting import wait_until
 from tests.world import AT, b64, new_pcid, start
 
@@ -53,13 +44,13 @@ def oem_message(vehicle: Credential, **more: Any) -> dict[str, Any]:
     return {"OEMMessage": {**members, **more}}
 
 
-def chain_of(fake: ScriptedServer, pcid: PCID) -> ProvisioningChain | None:
+def chain_of(fake: Scripted, pcid: PCID) -> ProvisioningChain | None:
     return with_outbound(
         lambda out: ProvisioningCertificatePool(connection(out, fake.url, dialect="opcp", token="t")).fetch_chain(pcid)
     )
 
 
-def roots_of(fake: ScriptedServer) -> RootList:
+def roots_of(fake: Scripted) -> RootList:
     return with_outbound(lambda out: RootCertificatePool(connection(out, fake.url, dialect="opcp")).list_roots())
 
 
@@ -72,23 +63,26 @@ def entry(certificate: Certificate, **members: str) -> dict[str, Any]:
 
 
 def collection(*entries: dict[str, Any]) -> Reply:
-    return json_answer({"RootCertificateCollection": {"rootCertificates": list(entries)}})
+    return json_reply({"RootCertificateCollection": {"rootCertificates": list(entries)}})
 
 
 # --- Root Certificate Pool ---
 
 
-def test_opcp_root_pool_is_asked_once_and_types_decide_roles(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
+def test_opcp_root_pool_is_asked_once_and_types_decide_roles(fake: Scripted, pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     v2g, mo, oem = (root.certificate for root in (pki.v2g_root, pki.emsp_root, pki.oem_root))
     other = pkis["iso20"].v2g_root.certificate
-    fake.answers[ROOTS] = collection(
-        entry(v2g, rootType="V2G"),
-        entry(mo, rootType="MO"),
-        entry(oem, rootType="OEM"),
-        entry(v2g, rootType="OEM"),
-        entry(other, rootType="PE"),
-        entry(pkis["iso20"].oem_root.certificate),
+    fake.on(
+        ROOTS,
+        collection(
+            entry(v2g, rootType="V2G"),
+            entry(mo, rootType="MO"),
+            entry(oem, rootType="OEM"),
+            entry(v2g, rootType="OEM"),
+            entry(other, rootType="PE"),
+            entry(pkis["iso20"].oem_root.certificate),
+        ),
     )
     found = roots_of(fake)
     roles = {root.certificate: {role.value for role in root.roles} for root in found.roots}
@@ -96,21 +90,21 @@ def test_opcp_root_pool_is_asked_once_and_types_decide_roles(fake: ScriptedServe
     assert (roles[mo], roles[oem], roles[other]) == ({"emsp"}, {"oem"}, set())
     assert roles[pkis["iso20"].oem_root.certificate] == set(), "no type, no role"
     assert len(found.unusable) == 1
-    assert [(call.path, call.query) for call in fake.calls] == [(ROOTS, {})]
+    assert [(call.path, call.query) for call in fake.received] == [(ROOTS, {})]
 
 
-@pytest.mark.parametrize("answer", [Reply(404), collection(), Reply(500), Reply(401), json_answer({}), DROP])
-def test_opcp_root_pool_raises_for_useless_responses(fake: ScriptedServer, answer: Reply) -> None:
-    fake.answers[ROOTS] = answer
+@pytest.mark.parametrize("answer", [Reply(404), collection(), Reply(500), Reply(401), json_reply({}), CLOSE])
+def test_opcp_root_pool_raises_for_useless_responses(fake: Scripted, answer: Reply) -> None:
+    fake.on(ROOTS, answer)
     with pytest.raises(UpstreamError):
         roots_of(fake)
 
 
-def test_opcp_root_pool_reads_the_published_example(fake: ScriptedServer) -> None:
+def test_opcp_root_pool_reads_the_published_example(fake: Scripted) -> None:
     description = _published("rcp.v1.json")
     content = description["paths"]["/v1/root/rootCerts"]["get"]["responses"]["200"]["content"]
     example = content["application/json"]["examples"]["example"]["value"]
-    fake.answers[ROOTS] = json_answer(example)
+    fake.on(ROOTS, json_reply(example))
     (root,) = roots_of(fake).roots
     assert {role.value for role in root.roles} == {"v2g"}
     assert root.certificate.fingerprint == example["RootCertificateCollection"]["rootCertificates"][0]["fingerprint"]
@@ -167,21 +161,19 @@ def test_pool_with_another_pool_as_its_root_pool_trusts_its_roots(
 # --- Provisioning Certificate Pool ---
 
 
-def test_opcp_provisioning_pool_reads_the_vehicle_s_chain(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
+def test_opcp_provisioning_pool_reads_the_vehicle_s_chain(fake: Scripted, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     vehicle = pkis["iso2"].vehicle(pcid, now=AT)
-    fake.answers[f"/v1/oem/provCerts/{pcid}"] = json_answer(oem_message(vehicle))
+    fake.on(f"/v1/oem/provCerts/{pcid}", json_reply(oem_message(vehicle)))
     chain = chain_of(fake, pcid)
     assert chain is not None
     assert (chain.certificate, chain.sub_cas) == (vehicle.certificate, vehicle.sub_cas)
     assert chain.key_for(Namespace.ISO2) == key_fingerprint(vehicle.certificate)
-    (call,) = fake.calls
+    (call,) = fake.received
     assert (call.method, call.headers["authorization"]) == ("GET", "Bearer t")
 
 
-def test_opcp_provisioning_pool_reads_announced_names_and_shorter_chains(
-    fake: ScriptedServer, pkis: dict[str, PKI]
-) -> None:
+def test_opcp_provisioning_pool_reads_announced_names_and_shorter_chains(fake: Scripted, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     vehicle = pkis["iso2"].vehicle(pcid, now=AT)
     members = {
@@ -189,18 +181,18 @@ def test_opcp_provisioning_pool_reads_announced_names_and_shorter_chains(
         "subCa1Certificate": b64(vehicle.sub_cas[1].der),
     }
     for body in ({"OEMMessage": members}, members):
-        fake.answers["*"] = json_answer(body)
+        fake.on("/*", json_reply(body))
         chain = chain_of(fake, pcid)
         assert chain is not None
         assert chain.sub_cas == (vehicle.sub_cas[1],)
 
 
-def test_opcp_provisioning_pool_reads_the_published_example(fake: ScriptedServer) -> None:
+def test_opcp_provisioning_pool_reads_the_published_example(fake: Scripted) -> None:
     description = _published("pcp.v1.json")
     content = description["paths"]["/v1/oem/provCerts/{pcid}"]["get"]["responses"]["200"]["content"]
     example = content["application/json"]["examples"]["example"]["value"]
     certificate = Certificate.load(base64.b64decode(example["OEMMessage"]["vehicleCertificate"]))
-    fake.answers["*"] = json_answer(example)
+    fake.on("/*", json_reply(example))
     chain = chain_of(fake, pcid_of(certificate))
     assert chain is not None
     assert chain.certificate == certificate
@@ -228,81 +220,81 @@ UNAVAILABLE = ["The Provisioning Certificate Pool cannot be asked for the vehicl
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_known_vehicles_only_by_default_with_a_pcp(pkis: dict[str, PKI], dialect: str) -> None:
     chain, lookup = DIALECTS[dialect]
-    with scripted_server() as pcp, start(pkis, pcp_url=pcp.url, pcp_dialect=dialect, pcp_token="t") as pool:
+    with scripted() as pcp, start(pkis, pcp_url=pcp.url, pcp_dialect=dialect, pcp_token="t") as pool:
 
         def put(reply: Reply, found: Reply | None = None, car: Any = None) -> tuple[int, Any]:
             car = car or pool.car()
-            pcp.answers = {chain.format(car.pcid): reply}
+            pcp.on(chain.format(car.pcid), reply)
             if found is not None:
-                pcp.answers[lookup.format(car.pcid)] = found
+                pcp.on(lookup.format(car.pcid), found)
             answer = pool.put(pool.contract(car))
             if answer.status_code == 503:
                 assert int(answer.headers["Retry-After"]) > 0
             return answer.status_code, answer.json()["errorMessages"] if answer.content else None
 
         car = pool.car()
-        known = json_answer(oem_message(car.provisioning))
+        known = json_reply(oem_message(car.provisioning))
         assert put(known, car=car) == (201, None)
         assert pool.sql("select provisioning_key from contract") == [(key_fingerprint(car.provisioning.certificate),)]
         for status in (404, 410):
-            assert put(refusal(status, "The OEM provisioning certificate with given PCID is not found.")) == (
+            assert put(error(status, "The OEM provisioning certificate with given PCID is not found.")) == (
                 400,
                 UNKNOWN,
             )
         # The certificates are refused, but not the question whether the vehicle is known.
-        assert put(refusal(403, "No."), Reply(200)) == (201, None)
-        assert put(refusal(403, "No."), refusal(404, "Not found.")) == (400, UNKNOWN)
-        assert put(refusal(403, "No."), refusal(403, "No.")) == (503, UNAVAILABLE)
-        stranger = json_answer(oem_message(pool.car().provisioning))
-        for reply in (refusal(401, "No."), refusal(400, "No."), Reply(302)):
+        assert put(error(403, "No."), Reply(200)) == (201, None)
+        assert put(error(403, "No."), error(404, "Not found.")) == (400, UNKNOWN)
+        assert put(error(403, "No."), error(403, "No.")) == (503, UNAVAILABLE)
+        stranger = json_reply(oem_message(pool.car().provisioning))
+        for reply in (error(401, "No."), error(400, "No."), Reply(302)):
             assert put(reply) == (503, UNAVAILABLE)
-        assert put(Reply(404, b"<html>", "text/html")) == (503, UNAVAILABLE)
+        assert put(Reply(404, b"<html>", {"Content-Type": "text/html"})) == (503, UNAVAILABLE)
         assert put(stranger) == (503, UNAVAILABLE)
-        assert put(DROP) == (503, UNAVAILABLE)
-        asked = len(pcp.calls)
+        assert put(CLOSE) == (503, UNAVAILABLE)
+        asked = len(pcp.received)
         assert put(known, car=car) == (503, UNAVAILABLE), "the circuit is open after three failures"
-        assert len(pcp.calls) == asked
+        assert len(pcp.received) == asked
         assert pool.sql("select count(*) from contract") == [(2,)]
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_unknown_vehicles_are_accepted_if_the_settings_say_so(pkis: dict[str, PKI], dialect: str) -> None:
     options: dict[str, Any] = {"pcp_dialect": dialect, "require_known_vehicle": False}
-    with scripted_server() as pcp, start(pkis, pcp_url=pcp.url, **options) as pool:
-        for reply in (refusal(404, "No."), refusal(403, "No."), Reply(500)):
-            pcp.answers["*"] = reply
+    with scripted() as pcp, start(pkis, pcp_url=pcp.url, **options) as pool:
+        for reply in (error(404, "No."), error(403, "No."), Reply(500)):
+            pcp.on("/*", reply)
             pool.publish(pool.car())
-        assert {call.path.rpartition("/")[0] for call in pcp.calls} == {DIALECTS[dialect][0].rpartition("/")[0]}
+        assert {call.path.rpartition("/")[0] for call in pcp.received} == {DIALECTS[dialect][0].rpartition("/")[0]}
 
 
 def test_publication_is_503_while_there_is_no_token_for_the_pcp(pkis: dict[str, PKI]) -> None:
-    with scripted_server() as pcp:
+    with scripted() as pcp:
         token = granted("fine")
-        pcp.answers = {"/token": Reply(503)}
+        pcp.on("/token", Reply(503))
         options = {"pcp_token_url": pcp.url + "/token", "pcp_client_id": "pool", "pcp_client_secret": "s"}
         with start(pkis, pcp_url=pcp.url, pcp_dialect="opcp", **options) as pool:
             car = pool.car()
-            pcp.answers[f"/v1/oem/provCerts/{car.pcid}"] = json_answer(oem_message(car.provisioning))
+            pcp.on(f"/v1/oem/provCerts/{car.pcid}", json_reply(oem_message(car.provisioning)))
             answer = pool.put(pool.contract(car))
             assert (answer.status_code, answer.json()["errorMessages"]) == (503, UNAVAILABLE)
-            pcp.answers["/token"] = Reply(200, token.body)
+            pcp.on("/token", Reply(200, token.body))
             assert pool.put(pool.contract(car)).status_code == 201
             assert pool.ask(car)
 
 
 def test_opcp_publisher_gets_the_same_answers(pkis: dict[str, PKI]) -> None:
-    with scripted_server() as pcp, start(pkis, pcp_url=pcp.url, pcp_dialect="opcp") as pool:
+    with scripted() as pcp, start(pkis, pcp_url=pcp.url, pcp_dialect="opcp") as pool:
         url = pool.base_url + "/v1/ccp/signedContractData"
         contract = pool.contract(pool.car())
-        for reply, status, sentences in ((refusal(404, "No."), 400, UNKNOWN), (Reply(503), 503, UNAVAILABLE)):
-            pcp.answers["*"] = reply
+        for reply, status, sentences in ((error(404, "No."), 400, UNKNOWN), (Reply(503), 503, UNAVAILABLE)):
+            pcp.on("/*", reply)
             answer = pool.cps.put(url, json=contract.body)
             assert (answer.status_code, answer.json()["errorMessages"]) == (status, sentences)
 
 
 def test_delivery_waits_a_second_at_most_for_a_token(pkis: dict[str, PKI]) -> None:
-    with scripted_server() as pcp:
-        pcp.answers = {"/token": Reply(seconds=30.0)}
+    with scripted() as pcp:
+        pcp.on("/token", HANG)
         options = {"pcp_token_url": pcp.url + "/token", "pcp_client_id": "pool", "pcp_client_secret": "s"}
         with start(pkis, pcp_url=pcp.url, require_known_vehicle=False, **options) as pool:
             car = pool.car()

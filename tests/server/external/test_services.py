@@ -17,7 +17,7 @@ from ccp.server.http.routes.pcp_webhook import PATH
 from ccp.server.storage.queries import anchors
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.scripted_server import CLOSE, HANG, JSON, Reply, Scripted, error, json_reply, scripted
+from tests.scripted_server import CLOSE, HANG, JSON, Received, Reply, Scripted, error, granted, json_reply, scripted
 from tests.server.external.examples import provisioning_event, serve_chain
 from tests.server.http.api.answers import sentences
 from tests.world import AT, Pool, again, b64, new_pcid, start
@@ -80,6 +80,31 @@ def test_delete_is_502_if_the_pki_service_hangs(
         assert "does not answer now; nothing was changed" in sentence
         assert time.monotonic() - began < 2
         assert pool.stored(contract.emaid) == 1
+
+
+def test_delete_revokes_with_a_renewed_token_or_not_at_all(pkis: dict[str, PKI]) -> None:
+    cas = (pkis["iso2"].emsp_sub2.certificate.fingerprint,)
+
+    def revoke(call: Received) -> Reply:
+        return Reply(200) if call.headers["authorization"] == "Bearer second" else Reply(401)
+
+    with scripted() as service:
+        service.on("/token", granted("first"), granted("second"))
+        service.on(REVOKE, revoke)
+        options = {"pki_token_url": service.url + "/token", "pki_client_id": "pool", "pki_client_secret": SECRET}
+        with start(pkis, pki_url=service.url + "/opnc/v1/pki", operator_cas=cas, **options) as pool:
+            contract = pool.publish(pool.car())
+            assert pool.emsp.delete(f"/signedcontractdata/{contract.emaid}").status_code == 200
+            assert [call.path for call in service.received] == ["/token", REVOKE, "/token", REVOKE]
+            revoked = [json.loads(call.body)["certificate"] for call in service.asked(REVOKE)]
+            assert revoked == [b64(contract.certificate)] * 2
+        service.on("/token", Reply(500))
+        with start(pkis, pki_url=service.url + "/opnc/v1/pki", operator_cas=cas, **options) as pool:
+            contract = pool.publish(pool.car())
+            (sentence,) = sentences(pool.emsp.delete(f"/signedcontractdata/{contract.emaid}"), 502)
+            assert sentence == "There is no access token for the PKI service now; nothing was changed."
+            assert pool.stored(contract.emaid) == 1
+            assert service.count(REVOKE) == 2
 
 
 @pytest.mark.parametrize("reply", [error(400, "no"), Reply(500), CLOSE, Reply(200, b"{", JSON)])

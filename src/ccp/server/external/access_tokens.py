@@ -142,7 +142,7 @@ class ClientCredentials(AccessTokens):
         self._name = name
         self._clock = clock
         self._random = random_part
-        self._tls = ClientTLS(service.ca, service.tls_cert, service.tls_key, with_system=True)
+        self._tls = ClientTLS(service.ca, service.tls_cert, service.tls_key, with_system=service.ca is not None)
         self._breaker = CircuitBreaker(clock)
         self._reading = BlockingCalls("reading of a secret", max_threads=1, timeout=5.0)
         # The published description of OPCP has JSON, RFC 6749 a form. Endpoints exist that take only one of them.

@@ -53,9 +53,11 @@ class ServiceConnection:
         A 401 is answered once with a new token, if there is one; a service that answers 401 has done nothing.
         timeout: seconds for all of it. Raises OutboundError, TokenError.
         """
+        waited_for = f"The token endpoint of the {self.name}"
         try:
             async with asyncio.timeout(timeout):
                 token = await self.tokens.get()
+                waited_for = host_of(self.url)
                 response = await self._send(method, path, token, timeout, max_bytes, headers, content)
                 if response.status != 401 or token is None:
                     return response
@@ -64,7 +66,7 @@ class ServiceConnection:
                     return response
                 return await self._send(method, path, renewed, timeout, max_bytes, headers, content)
         except TimeoutError as exc:
-            raise OutboundError(f"{host_of(self.url)} did not answer within {timeout:g} s.") from exc
+            raise OutboundError(f"{waited_for} did not answer within {timeout:g} s.") from exc
 
     async def _send(
         self,
