@@ -12,7 +12,7 @@ from ccp.errors import ConfigurationError
 from ccp.ids import EMAID
 from ccp.server.app import build_services
 from ccp.server.settings import Settings
-from ccp.server.storage.queries import contracts
+from ccp.server.storage.queries import purging
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.scripted_server import CLOSE, Reply, json_reply, scripted
@@ -29,7 +29,7 @@ def emaids(pool: Pool, car: Car) -> list[str]:
 def purge(pool: Pool, contract: Contract) -> None:
     """Purge an expired contract, as the scheduled task does."""
     now = datetime.now(UTC)
-    assert pool.change(contracts.purge(contract.emaid, now, now)) is not None
+    assert pool.change(purging.purge(contract.emaid, now, now)) is not None
 
 
 # --- A default that cannot be delivered ------------------------------------------------------------------------------

@@ -117,7 +117,8 @@ def test_change_times_of_a_vehicle_never_decrease(pool: Pool) -> None:
     kinds, times = zip(*outbox(pool, car), strict=True)
     assert len(kinds) >= 24
     assert sorted(set(times)) == list(times)
-    assert sorted(at for _, at in audited(pool, car)) == list(times)
+    changes = [at for kind, at in zip(kinds, times, strict=True) if kind in ("created", "updated", "deleted")]
+    assert sorted(at for _, at in audited(pool, car)) == changes
 
 
 @pytest.mark.parametrize("known", [True, False])

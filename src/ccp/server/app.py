@@ -27,6 +27,7 @@ from ccp.server.access.trusted_issuers import TrustedIssuers
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.refusals import AccessDenialRecorder
 from ccp.server.events import BufferedNotifier, Dispatcher, Subscribers
+from ccp.server.events.contract_checks import ContractChecks
 from ccp.server.events.ping import Pinger
 from ccp.server.events.sending import WebhookSender
 from ccp.server.events.webhooks import Webhooks
@@ -269,6 +270,9 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         if external.root_pool is not None:
             background.add(root_sync_task(store, external.root_pool, config.rcp_interval, clock, config.rcp_roles))
         background.add(AnchorExpiry(store, trust, guard.checked).task(config.event_check_interval))
+        committed = services.notifier.change_committed
+        checks = ContractChecks(store, services.subscribers, config, clock, guard.checked, committed)
+        background.add(checks.task())
         if config.purge_interval:
             background.add(purge_task(pool, config.purge_interval, guard.checked))
         if config.event_dispatch:

@@ -12,7 +12,7 @@ import pytest
 
 from ccp.errors import ConfigurationError
 from ccp.server.storage.engine import citus, schema
-from ccp.server.storage.queries import contracts, revocation
+from ccp.server.storage.queries import contracts, purging, revocation
 from ccp.server.storage.queries.contracts import Published
 from ccp.server.storage.queries.vehicles import invalidate
 from ccp.x509.revocation_evidence import CertificateRef, Evidence, RevocationList, RevocationStatus
@@ -138,10 +138,10 @@ def test_citus_purges_revoked_and_expired_contracts(url: str) -> None:
     known = read(url, revocation.load(keys, RevocationPolicy()))
     assert known.evidence[ISSUER, 7].status is RevocationStatus.REVOKED
     assert set(candidates(url, AT)) == {FIRST, SECOND_CONTRACT}
-    assert read(url, contracts.purge_reason(FIRST, AT)) == (CAR, "revoked")
-    assert write(url, contracts.purge(FIRST, AT, AT)).reason == "revoked"
-    assert write(url, contracts.purge(SECOND_CONTRACT, AT, AT)).reason == "expired"
-    assert write(url, contracts.purge(THIRD, AT, AT + timedelta(1))) is None
+    assert read(url, purging.purge_reason(FIRST, AT)) == (CAR, "revoked")
+    assert write(url, purging.purge(FIRST, AT, AT)).reason == "revoked"
+    assert write(url, purging.purge(SECOND_CONTRACT, AT, AT)).reason == "expired"
+    assert write(url, purging.purge(THIRD, AT, AT + timedelta(1))) is None
     assert write(url, revocation.due_crls(AT + 2 * DAY, AT + 3 * DAY, 10)) != []
 
 

@@ -15,6 +15,7 @@ from ccp.server.domain.default_contracts import VehicleRules
 from ccp.server.pool import purging
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import contracts, vehicles
+from ccp.server.storage.queries import purging as purging_queries
 from ccp.server.storage.queries.contracts import Published, instant, microseconds
 from tests.server.storage.made import (
     AT,
@@ -237,12 +238,12 @@ def test_purge_removes_a_contract_when_all_variants_have_expired(url: str) -> No
     publish(url, variant(valid_to=AT - SECOND), variant(namespace=Namespace.ISO20, valid_to=AT + SECOND))
     publish(url, variant(SECOND_CONTRACT, valid_to=AT - SECOND))
     assert set(candidates(url, AT)) == {FIRST, SECOND_CONTRACT}
-    assert read(url, contracts.purge_reason(FIRST, AT)) is None
-    assert write(url, contracts.purge(FIRST, AT, AT)) is None
-    assert read(url, contracts.purge_reason(SECOND_CONTRACT, AT)) == (CAR, "expired")
-    gone = write(url, contracts.purge(SECOND_CONTRACT, AT, AT))
+    assert read(url, purging_queries.purge_reason(FIRST, AT)) is None
+    assert write(url, purging_queries.purge(FIRST, AT, AT)) is None
+    assert read(url, purging_queries.purge_reason(SECOND_CONTRACT, AT)) == (CAR, "expired")
+    gone = write(url, purging_queries.purge(SECOND_CONTRACT, AT, AT))
     assert (gone.pcid, gone.reason) == (CAR, "expired")
-    assert read(url, contracts.purge_reason(UNKNOWN, AT)) is None
+    assert read(url, purging_queries.purge_reason(UNKNOWN, AT)) is None
     assert [contract.emaid for contract in read(url, contracts.by_vehicle(CAR))] == [FIRST] * 2
     assert events(url)[-1] == ("deleted", SECOND_CONTRACT)
 
@@ -412,7 +413,7 @@ def test_default_that_expired_is_replaced_as_after_a_purge(url: str) -> None:
         )
         publish(url, variant(old, pcid, valid_to=AT - SECOND), variant(foreign, pcid))
         if purged:
-            write(url, contracts.purge(old, AT, AT))
+            write(url, purging_queries.purge(old, AT, AT))
         publish(url, variant(new, pcid))
         assert default_of(url, pcid) == new, purged
 
@@ -428,10 +429,62 @@ def test_publish_by_a_second_provider_marks_the_event_as_contested(url: str) -> 
     publish(url, variant(FIRST), variant(SECOND_CONTRACT))
     done = publish(url, variant(FOREIGN))
     assert (done.default_provider, done.contesting_providers) == ("DEEXA", {"NLEXB"})
-    payloads = [
-        json.loads(payload).get("members") for (payload,) in sql(url, "select payload from outbox order by rev")
+    rows = sql(url, "select kind, emaid, payload from outbox order by rev")
+    assert [(kind, emaid, json.loads(payload).get("members")) for kind, emaid, payload in rows] == [
+        ("oem.contract.created", FIRST, None),
+        ("oem.contract.created", SECOND_CONTRACT, None),
+        ("oem.contract.created", FOREIGN, {"contested": True}),
+        ("oem.vehicle.contested", FOREIGN, {"contested": True}),
+        ("emsp.contract.undeliverable", FOREIGN, {"reason": "contested"}),
     ]
-    assert payloads == [None, None, {"contested": True}]
+
+
+def contest_events(url: str) -> list[tuple[str, str]]:
+    rows = sql(url, "select kind, emaid from outbox order by rev")
+    return [(kind, emaid) for kind, emaid in rows if kind in ("oem.vehicle.contested", "emsp.contract.undeliverable")]
+
+
+def test_contest_is_reported_once_until_it_ends(url: str) -> None:
+    contested, undeliverable = "oem.vehicle.contested", "emsp.contract.undeliverable"
+    publish(url, variant(FIRST), variant(FOREIGN))
+    expected = [(contested, FOREIGN), (undeliverable, FOREIGN)]
+    assert contest_events(url) == expected
+    # Again, also by the holder of the default: nothing new.
+    publish(url, variant(FOREIGN), variant(FIRST), variant(FOREIGN, root_fingerprint=OTHER_ROOT))
+    assert contest_events(url) == expected
+    # Another contract of the same provider: known to the OEM, new to the provider.
+    other = EMAID("NLEXBS00000077")
+    publish(url, variant(other))
+    expected += [(undeliverable, other)]
+    assert contest_events(url) == expected
+    # The OEM chooses, and the contest ends; withdrawing the choice does not make anything automatic again.
+    write(url, contracts.set_default(FOREIGN, CAR, AT))
+    assert sql(url, "select contested from vehicle") == [(None,)]
+    publish(url, variant(FIRST), variant(FOREIGN))
+    assert contest_events(url) == expected
+
+
+def test_contest_ends_with_the_default_and_begins_with_its_renewal(url: str) -> None:
+    publish(url, variant(FIRST), variant(FOREIGN))
+    write(url, contracts.withdraw(FIRST, AT))
+    assert sql(url, "select contested from vehicle") == [(None,)]
+    publish(url, variant(FIRST))
+    assert contest_events(url) == [("oem.vehicle.contested", FOREIGN), ("emsp.contract.undeliverable", FOREIGN)] * 2
+
+
+def test_contest_of_a_withdrawn_contract_is_forgotten(url: str) -> None:
+    publish(url, variant(FIRST), variant(FOREIGN))
+    write(url, contracts.withdraw(FOREIGN, AT))
+    assert sql(url, "select contested from vehicle") == [(None,)]
+    publish(url, variant(FOREIGN))
+    assert contest_events(url) == [("oem.vehicle.contested", FOREIGN), ("emsp.contract.undeliverable", FOREIGN)] * 2
+
+
+def test_contest_leaves_contracts_of_iso20_deliverable(url: str) -> None:
+    publish(url, variant(FIRST, namespace=Namespace.ISO20), variant(FOREIGN, namespace=Namespace.ISO20))
+    assert contest_events(url) == [("oem.vehicle.contested", FOREIGN)]
+    publish(url, variant(FOREIGN))
+    assert contest_events(url) == [("oem.vehicle.contested", FOREIGN), ("emsp.contract.undeliverable", FOREIGN)]
 
 
 # --- Provisioning events ---------------------------------------------------------------------------------------------

@@ -65,6 +65,18 @@ class PreviousSecret:
     valid_until: datetime
 
 
+class UndeliverableReason(StrEnum):
+    """Why a vehicle does not get a contract, in the payload of `emsp.contract.undeliverable`.
+
+    stale: made for another provisioning key than the vehicle has now. contested: another provider's contract is the
+    vehicle's default, and the vehicle's OEM has not chosen it.
+    """
+
+    REVOKED = "revoked"
+    STALE = "stale"
+    CONTESTED = "contested"
+
+
 @dataclass(frozen=True, slots=True)
 class Webhook:
     """A webhook of a party.

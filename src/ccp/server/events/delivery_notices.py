@@ -1,4 +1,4 @@
-"""Events without a write transaction: a contract was delivered. The request that delivers it never waits for them."""
+"""Events without a write transaction: a contract was delivered, or could not be. No request waits for them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from ccp.server.domain.subscriptions import EventKind
 from ccp.server.events.subscribers import Subscribers
 from ccp.server.runtime.background import PeriodicTask
 from ccp.server.storage import Store
-from ccp.server.storage.queries import outbox
+from ccp.server.storage.queries import contract_notices, outbox
+from ccp.server.storage.queries.contract_notices import Undeliverable
 
 _log = structlog.get_logger("ccp.server.events")
 
 _FLUSH_INTERVAL: Final = 0.2
 _BATCH: Final = 50  # Vehicles that one transaction locks.
 _MAX_BUFFERED: Final = 10_000  # Some 5 MB. Memory does not make up for a database that is away for long.
+
+_MAX_UNDELIVERABLE: Final = 1_000  # Further ones are reported when their vehicle asks again.
+_MAX_REPORTED: Final = 2_000
 
 _Notice = tuple[EMAID, PCID, Namespace]
 
@@ -33,6 +37,9 @@ class EventSink(Protocol):
     def contracts_delivered(self, contracts: Iterable[SignedContract], now: datetime) -> None:
         """Report contracts that were delivered to a vehicle, or to its OEM."""
 
+    def contract_undeliverable(self, found: Undeliverable, now: datetime) -> None:
+        """Report a contract that could not be delivered to a vehicle."""
+
     def change_committed(self) -> None:
         """Report that a transaction with an event was committed."""
 
@@ -41,6 +48,9 @@ class NullSink:
     """EventSink that discards everything, for commands."""
 
     def contracts_delivered(self, contracts: Iterable[SignedContract], now: datetime) -> None:
+        """Discard."""
+
+    def contract_undeliverable(self, found: Undeliverable, now: datetime) -> None:
         """Discard."""
 
     def change_committed(self) -> None:
@@ -57,6 +67,9 @@ class BufferedNotifier:
         """Set when the outbox has new events."""
         self._buffer: list[tuple[_Notice, datetime]] = []
         self._dropped = 0
+        self._undeliverable: dict[Undeliverable, datetime] = {}
+        self._reported: dict[Undeliverable, None] = {}
+        """What was written of late: a vehicle may ask again and again."""
 
     def contracts_delivered(self, contracts: Iterable[SignedContract], now: datetime) -> None:
         """Buffer an event for each contract whose provider subscribed to it."""
@@ -67,6 +80,15 @@ class BufferedNotifier:
                 self._buffer.append((notice, now))
             else:
                 self._dropped += 1
+
+    def contract_undeliverable(self, found: Undeliverable, now: datetime) -> None:
+        """Buffer the event of a contract whose provider subscribed to it."""
+        if (
+            self._subscribers.wants(EventKind.UNDELIVERABLE, found.emaid)
+            and found not in self._reported
+            and len(self._undeliverable) < _MAX_UNDELIVERABLE
+        ):
+            self._undeliverable.setdefault(found, now)
 
     def change_committed(self) -> None:
         """Wake the dispatcher."""
@@ -92,6 +114,23 @@ class BufferedNotifier:
                 self._buffer[:0] = batch  # If the outcome is unknown, the events are sent twice rather than never.
                 raise
             self.new_events.set()
+        await self._flush_undeliverable()
+
+    async def _flush_undeliverable(self) -> None:
+        while self._undeliverable:
+            found, now = next(iter(self._undeliverable.items()))
+            # Removed before the write, as above.
+            del self._undeliverable[found]
+            try:
+                written = await self._store.write(contract_notices.report_undeliverable(found, now))
+            except CCPError:
+                self._undeliverable[found] = now
+                raise
+            if written:
+                self.new_events.set()
+            if len(self._reported) >= _MAX_REPORTED:
+                self._reported.pop(next(iter(self._reported)))
+            self._reported[found] = None
 
     async def close(self) -> None:
         """Write the buffer a last time."""

@@ -32,6 +32,10 @@ class Subscribers:
         known = self._cache.known.get(webhook_id)
         return known.webhook if known is not None and known.active else None
 
+    def has_any(self, kind: EventKind) -> bool:
+        """Whether any eMSP webhook wants this event of any contract."""
+        return bool(self._cache.wanted.get(kind))
+
     def wants(self, kind: EventKind, emaid: EMAID) -> bool:
         """Whether any eMSP webhook wants this event of a contract; otherwise the event is not created."""
         owners = self._cache.wanted.get(kind)

@@ -31,11 +31,12 @@ from ccp.errors import (
     strip_tracebacks,
 )
 from ccp.exi.base64_text import message_bytes
-from ccp.ids import PCID, Namespace
+from ccp.ids import EMAID, PCID, Namespace
 from ccp.server.domain import contracts
 from ccp.server.domain.authorization import Operation, authorise
 from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch, SignedContract
 from ccp.server.domain.parties import Caller
+from ccp.server.domain.subscriptions import UndeliverableReason
 from ccp.server.events import EventSink
 from ccp.server.external.provisioning_pool import key_fingerprint
 from ccp.server.external.services import ExternalServices
@@ -46,6 +47,7 @@ from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query, batchable
 from ccp.server.storage.queries import contracts as queries
 from ccp.server.storage.queries import revocation as evidence
+from ccp.server.storage.queries.contract_notices import Undeliverable
 from ccp.server.storage.queries.revocation import RevocationCache
 from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
@@ -249,10 +251,12 @@ class Delivery:
         key = key_fingerprint(verified.leaf) if bound else None
         policy = self._revocation.rules
         unknown_status: list[CCPError] = []
+        refused: list[tuple[SignedContract, CCPError]] = []
 
         def deliverable(contract: SignedContract) -> bool:
             reason = undeliverable_reason(contract, state, policy, key, now)
             if reason is not None:
+                refused.append((contract, reason))
                 _log.warning("contract not deliverable", owner=contract.emaid.provider, reason=str(reason))
             if isinstance(reason, Unavailable):
                 unknown_status.append(reason)
@@ -262,7 +266,11 @@ class Delivery:
             return isinstance(undeliverable_reason(contract, state, policy, key, now), Unavailable | None)
 
         try:
-            selected = self._selected(request, stored, now, deliverable, max_one)
+            try:
+                selected = self._selected(request, stored, now, deliverable, max_one)
+            finally:
+                if refused:
+                    self._report_undeliverable(stored, refused, now)
         except NotFound as nothing:
             not_asked: tuple[str, ...] = ()
             try:
@@ -285,6 +293,25 @@ class Delivery:
             DeliveredContract(c, verify.with_session(c, request.session_id, now, remaining), remaining or 0)
             for c, remaining in selected
         ]
+
+    def _report_undeliverable(
+        self, stored: list[SignedContract], refused: list[tuple[SignedContract, CCPError]], now: datetime
+    ) -> None:
+        """Tell providers of contracts of which no variant can be delivered. refused: variants of one namespace."""
+        reasons: dict[EMAID, list[CCPError]] = {}
+        for contract, reason in refused:
+            reasons.setdefault(contract.emaid, []).append(reason)
+        namespace, pcid = refused[0][0].namespace, refused[0][0].pcid
+        for emaid, found in reasons.items():
+            variants = [each for each in stored if each.emaid == emaid and each.namespace is namespace]
+            if sum(each.valid_at(now) for each in variants) > len(found):
+                continue  # Another variant can be delivered.
+            if any(isinstance(reason, Unavailable) for reason in found):
+                continue  # Not known yet.
+            is_revoked = any(isinstance(reason, RevokedError) for reason in found)
+            why = UndeliverableReason.REVOKED if is_revoked else UndeliverableReason.STALE
+            newest = max(each.updated_at for each in variants)
+            self._events.contract_undeliverable(Undeliverable(emaid, pcid, namespace, why, newest), now)
 
     def _selected(
         self,

@@ -24,6 +24,7 @@ from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import audit, erasure, vehicles
 from ccp.server.storage.queries import contracts as queries
+from ccp.server.storage.queries import purging as purging_queries
 from ccp.server.storage.queries.audit import Action, AuditRow, Entry
 from ccp.server.storage.queries.caller_standing import check_standing
 from ccp.server.storage.queries.contracts import Removed
@@ -150,7 +151,7 @@ class Maintenance:
         before = now - self._purge_grace
         async for emaid in purging.candidates(self._store, before):
             if dry_run:
-                found = await self._store.read(queries.purge_reason(emaid, before))
+                found = await self._store.read(purging_queries.purge_reason(emaid, before))
             else:
                 gone = await self._store.write(_purge(emaid, before, self._clock, actor))
                 found = (gone.pcid, gone.reason or "") if gone is not None else None
@@ -220,7 +221,7 @@ def _purge(emaid: EMAID, before: datetime, clock: Callable[[], datetime], actor:
         subject = {"emaid": emaid, "pcid": removed.pcid, "reason": removed.reason}
         return [Entry(removed.at, actor, Action.CONTRACT_PURGED, subject)]
 
-    return audit.with_audit(queries.purge(emaid, before, clock), entries)
+    return audit.with_audit(purging_queries.purge(emaid, before, clock), entries)
 
 
 def _entry(caller: Caller, action: Action, at: datetime, **subject: str) -> Entry:

@@ -22,7 +22,7 @@ from ccp.server.domain.default_contracts import (
     contesting_providers,
     default_after_publication,
 )
-from ccp.server.domain.subscriptions import EventKind
+from ccp.server.domain.subscriptions import EventKind, UndeliverableReason
 from ccp.server.storage.engine.query import Query, Row, batchable, read_committed, retryable
 from ccp.server.storage.queries.certificate_refs import dump_refs, load_refs
 from ccp.server.storage.queries.unknown_values import warn
@@ -65,7 +65,8 @@ on conflict (pcid, namespace, emaid, root_fingerprint) do update set
     updated_at = excluded.updated_at, rev = excluded.rev,
     is_default = excluded.is_default, certificates = excluded.certificates,
     provisioning_key = excluded.provisioning_key, certificate_issuer = excluded.certificate_issuer,
-    certificate_serial = excluded.certificate_serial, waited = excluded.waited
+    certificate_serial = excluded.certificate_serial, waited = excluded.waited, undeliverable = null,
+    expiring_days = case when contract.valid_to = excluded.valid_to then contract.expiring_days end
 """  # noqa: S608
 _NAMESPACES = {namespace.value: namespace for namespace in Namespace}
 _SKEW = timedelta(minutes=5)
@@ -177,12 +178,13 @@ def publish(
     after = default_after_publication(
         before, emaid, first=created and not others, automatic=rules.automatic_default, wanted=wanted
     )
-    default = vehicle.default
-    if after != before:
-        default = after
-        yield put_default(pcid, default)
-        if stored:
-            yield flag_default(pcid, default)
+    default = after if after != before else vehicle.default
+    contesting = contesting_providers(default, (*others, emaid))
+    contested = frozenset(other for other in (*others, emaid) if other.provider in contesting)
+    if after != before or contested != vehicle.contested:
+        yield put_default(pcid, default, contested)
+    if after != before and stored:
+        yield flag_default(pcid, default)
     yield (
         _UPSERT_VARIANT,
         (
@@ -194,15 +196,39 @@ def publish(
             *_leaf(contract), vehicle.rev, max(0, microseconds(vehicle.at) - microseconds(contract.created_at)),
         ),
     )  # fmt: skip
-    contesting = contesting_providers(default, (*others, emaid))
     kind = EventKind.CREATED if created else EventKind.UPDATED
     members = {"contested": True} if contesting else {}
     yield event(kind, emaid, pcid, vehicle, [contract.namespace], **members)
+    if contested:
+        yield from _report_contest(contract, vehicle, contested, stored, now)
     same = (emaid, contract.namespace, contract.root_fingerprint)
     replaced = any((other, namespace, root) == same for other, namespace, root in stored)
     moved_from = holder if holder != pcid else None
     owner = default.emaid.provider if contesting and default.emaid else None
     return Published(created, moved_from, replaced, vehicle.at, owner, contesting)
+
+
+def _report_contest(
+    contract: SignedContract, vehicle: LockedVehicle, contested: frozenset[EMAID], stored: list[Row], now: Now
+) -> Query[None]:
+    """Events of a publication that contests its vehicle's default, for the OEM and for the providers that lose by it.
+
+    vehicle: as locked before the publication. contested: the contracts that contest the default now. Each provider and
+    contract is reported once while it contests the default. A vehicle of ISO 15118-20 gets every contract, so only
+    those of ISO 15118-2 are undeliverable.
+    """
+    pcid = contract.pcid
+    fresh = contested - vehicle.contested
+    if {emaid.provider for emaid in fresh} - {emaid.provider for emaid in vehicle.contested}:
+        emaid = contract.emaid if contract.emaid in fresh else min(fresh)
+        locked = yield from lock_vehicle(pcid, now)
+        yield event(EventKind.CONTESTED, emaid, pcid, locked, [contract.namespace], contested=True)
+    had = {EMAID(emaid) for emaid, namespace, _ in stored if namespace == Namespace.ISO2}
+    has = had | ({contract.emaid} if contract.namespace is Namespace.ISO2 else set())
+    for emaid in sorted((fresh & has) | (contested & (has - had))):
+        locked = yield from lock_vehicle(pcid, now)
+        reason = UndeliverableReason.CONTESTED.value
+        yield event(EventKind.UNDELIVERABLE, emaid, pcid, locked, [Namespace.ISO2], reason=reason)
 
 
 def check_publication(emaid: EMAID, pcid: PCID, began: datetime, now: datetime, rules: VehicleRules) -> Query[str]:
@@ -257,34 +283,6 @@ def _find_valid(pcid: PCID, now: datetime) -> Query[set[EMAID]]:
     return {EMAID(emaid) for (emaid,) in rows}
 
 
-def purge_reason(emaid: EMAID, before: datetime) -> Query[tuple[PCID, str] | None]:
-    """The vehicle of a contract whose variants are all expired or revoked, and why; None for any other contract."""
-    claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
-    if not claims:
-        return None
-    variants = yield (
-        "select c.valid_to, e.serial from contract c left join evidence e on e.issuer = c.certificate_issuer "
-        "and e.serial = c.certificate_serial and e.status = 'revoked' where c.pcid = $1 and c.emaid = $2",
-        (claims[0][0], emaid),
-    )
-    cutoff = int(before.timestamp())
-    if not all(valid_to < cutoff or serial is not None for valid_to, serial in variants):
-        return None
-    reason = "revoked" if any(serial is not None for _, serial in variants) else "expired"
-    return PCID(claims[0][0]), reason
-
-
-@retryable
-def purge(emaid: EMAID, before: datetime, now: Now) -> Query[Removed | None]:
-    """Remove a contract whose variants are all expired or revoked, checked under its lock. Returns None otherwise."""
-    yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
-    found = yield from purge_reason(emaid, before)
-    if found is None:
-        return None
-    removed = yield from withdraw(emaid, now)
-    return removed._replace(reason=found[1])
-
-
 @retryable
 def withdraw(emaid: EMAID, now: Now) -> Query[Removed]:
     """Remove a contract with all its variants. Raises NotFound."""
@@ -337,6 +335,8 @@ def remove(emaid: EMAID, pcid: PCID, vehicle: LockedVehicle) -> Query[None]:
     gone = yield "delete from contract where pcid = $1 and emaid = $2 returning namespace", (pcid, emaid)
     if vehicle.default.emaid == emaid:
         yield put_default(pcid, replace(vehicle.default, emaid=None))
+    elif emaid in vehicle.contested:
+        yield put_default(pcid, vehicle.default, vehicle.contested - {emaid})
     yield event(EventKind.DELETED, emaid, pcid, vehicle, {row[0] for row in gone})
 
 

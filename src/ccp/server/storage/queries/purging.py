@@ -1,4 +1,4 @@
-"""Queries that find what can be purged, in bounded portions.
+"""Queries that find what can be purged, in bounded portions, and that purge it.
 
 Each portion examines at most `limit` rows of an index and returns the cursor of the next portion, so its time does not
 depend on the number of contracts.
@@ -10,9 +10,12 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple, TypeAlias
 
-from ccp.ids import EMAID
+from ccp.ids import EMAID, PCID
+from ccp.server.domain.subscriptions import UndeliverableReason
 from ccp.server.storage.engine.query import Query, Row, long_read, retryable
-from ccp.server.storage.queries.contracts import microseconds
+from ccp.server.storage.queries.contract_notices import report_revoked
+from ccp.server.storage.queries.contracts import Removed, withdraw
+from ccp.server.storage.queries.vehicle_lock import Now, microseconds
 
 PORTION: Final = 500
 
@@ -59,6 +62,36 @@ def revoked(after: Cursor = FIRST_CERTIFICATE, limit: int = PORTION) -> Query[Po
         (*after, *rows[-1]),
     )
     return Portion(_each(row[0] for row in found), _last(rows, limit))
+
+
+def purge_reason(emaid: EMAID, before: datetime) -> Query[tuple[PCID, str] | None]:
+    """The vehicle of a contract whose variants are all expired or revoked, and why; None for any other contract."""
+    claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
+    if not claims:
+        return None
+    variants = yield (
+        "select c.valid_to, e.serial from contract c left join evidence e on e.issuer = c.certificate_issuer "
+        "and e.serial = c.certificate_serial and e.status = 'revoked' where c.pcid = $1 and c.emaid = $2",
+        (claims[0][0], emaid),
+    )
+    cutoff = int(before.timestamp())
+    if not all(valid_to < cutoff or serial is not None for valid_to, serial in variants):
+        return None
+    reason = "revoked" if any(serial is not None for _, serial in variants) else "expired"
+    return PCID(claims[0][0]), reason
+
+
+@retryable
+def purge(emaid: EMAID, before: datetime, now: Now) -> Query[Removed | None]:
+    """Remove a contract whose variants are all expired or revoked, checked under its lock. Returns None otherwise."""
+    yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
+    found = yield from purge_reason(emaid, before)
+    if found is None:
+        return None
+    if found[1] == UndeliverableReason.REVOKED:
+        yield from report_revoked(emaid, now)
+    removed = yield from withdraw(emaid, now)
+    return removed._replace(reason=found[1])
 
 
 class IdleVehicles(NamedTuple):

@@ -7,7 +7,8 @@ have times in the order of their revisions, on whichever machine and in whicheve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, TypeAlias
 
@@ -44,12 +45,14 @@ class LockedVehicle(NamedTuple):
     """A vehicle whose lock this transaction holds. rev: revision of the change and its event. at: its stamp.
 
     provisioned_at: stamp of the last provisioning event that invalidated contracts of the vehicle; None without one.
+    contested: contracts that contest the vehicle's automatic default, and whose events were written.
     """
 
     rev: int
     at: datetime
     default: Default
     provisioned_at: datetime | None
+    contested: frozenset[EMAID] = frozenset()
 
 
 # A stamp more than a day ahead comes from a wrong clock and is ignored.
@@ -58,7 +61,7 @@ _LOCK: Final = f"""
 insert into vehicle (pcid, rev, default_emaid, stamped_at) values ($1, 1, null, $2)
 on conflict (pcid) do update set rev = vehicle.rev + 1,
     stamped_at = {STAMP.replace("stamped_at", "vehicle.stamped_at").format(now="$2")}
-returning rev, stamped_at, default_emaid, default_provider, default_chosen, provisioned_at
+returning rev, stamped_at, default_emaid, default_provider, default_chosen, provisioned_at, contested
 """  # noqa: S608  constants
 
 
@@ -74,12 +77,18 @@ def lock_vehicle(pcid: PCID, now: Now) -> Query[LockedVehicle]:
     """Lock a vehicle. A change with several events locks it once for each, since every event has its own revision."""
     asked = microseconds(read_clock(now))
     rows = yield _LOCK, (pcid, asked)
-    rev, stamp, emaid, provider, chosen, provisioned = rows[0]
+    rev, stamp, emaid, provider, chosen, provisioned, contested = rows[0]
     if callable(now) and (late := microseconds(now())) > max(stamp, asked + _WAITED):
         stamp = late
         yield "update vehicle set stamped_at = $1 where pcid = $2", (stamp, pcid)
     default = _default(emaid, provider, chosen)
-    return LockedVehicle(rev, instant(stamp), default, None if provisioned is None else instant(provisioned))
+    return LockedVehicle(
+        rev,
+        instant(stamp),
+        default,
+        None if provisioned is None else instant(provisioned),
+        frozenset() if contested is None else frozenset(map(EMAID, json.loads(contested))),
+    )
 
 
 def read_vehicle(pcid: PCID) -> Query[tuple[Default, datetime | None]]:
@@ -105,10 +114,17 @@ def _default(emaid: str | None, provider: str | None, chosen: object) -> Default
     return default
 
 
-def put_default(pcid: PCID, default: Default) -> tuple[str, Row]:
-    """Store the default of a locked vehicle. Contract rows repeat it: see `flag_default`."""
-    update = "update vehicle set default_emaid = $1, default_provider = $2, default_chosen = $3 where pcid = $4"
-    return update, (default.emaid, default.provider, default.chosen, pcid)
+def put_default(pcid: PCID, default: Default, contested: Collection[EMAID] = ()) -> tuple[str, Row]:
+    """Store the default of a locked vehicle, and the contracts that contest it. Contract rows repeat the default.
+
+    See `flag_default`. contested: none unless it is given, since a new default ends the contest.
+    """
+    update = (
+        "update vehicle set default_emaid = $1, default_provider = $2, default_chosen = $3, contested = $4 "
+        "where pcid = $5"
+    )
+    listed = json.dumps(sorted(contested)) if contested else None
+    return update, (default.emaid, default.provider, default.chosen, listed, pcid)
 
 
 def flag_default(pcid: PCID, default: Default) -> tuple[str, Row]:
