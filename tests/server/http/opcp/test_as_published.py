@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
@@ -13,6 +14,7 @@ import pytest
 from structlog.testing import CapturedCall, CapturingLogger
 
 from ccp.ids import Namespace
+from ccp.schemas.opcp import distinguished_name
 from ccp.server.pool import delivery
 from ccp.server.storage.queries import anchors
 from ccp.server.trust.anchors import trusted_certificate
@@ -378,3 +380,24 @@ def test_opcp_lookup_is_for_the_emsp_alone(pool: Pool) -> None:
     for party in ("oem", "cpo", "cps"):
         sentences(call(pool, party, "GET", path), 403)
     assert sentences(call(pool, "emsp", "GET", f"/ccp/lookupContract/{new_emaid()}"), 404)
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("CN=A Root, DC=V2G, O=Example, C=DE", True),
+        ("CN=a,O=b", True),
+        ("CN=a, O=b, ", True),
+        ("CN=a O=b", True),
+        ("", False),
+        ("CN=a,, O=b", False),
+        ("CN=a,  O=b", False),
+        ("CN=a, L=b", False),
+        (r"CN=a\, b", False),
+        ("O=" * 5000 + ",,", False),  # Matching takes as long as the name, whatever another pool sends.
+    ],
+)
+def test_opcp_name_of_a_root_matches_the_published_pattern(name: str, fits: bool) -> None:
+    assert distinguished_name(name) == (name if fits else None)
+    if len(name) < 100:
+        assert (re.fullmatch(r"((CN|OU|O|C|DC|ST)=[^,]+,? ?)+", name) is not None) == fits
