@@ -14,7 +14,7 @@ from typing import Any
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 OPNC = ("apis/ccp/ccp.api.v1.json", "apis/event/event.api.v1.json")
-OPCP = ("ccp.v1.json", "rcp.v1.json", "accessToken.v1.json", "est.v1.json")
+OPCP = ("ccp.v1.json", "rcp.v1.json", "webhooks.v1.json", "accessToken.v1.json", "est.v1.json")
 _PAYLOADS = {"opnc": "opnc-spec/apis/event/webhook.payload.v1.json", "opcp": "opcp-spec/webhook.payload.v1.json"}
 _METHODS = ("get", "put", "post", "delete", "patch")
 
