@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ccp.cli import workers
+from ccp.cli import startup, workers
 from ccp.server.access.client_address import TrustedProxies
 from ccp.server.http.connection_limits import ConnectionRegistry
 from ccp.server.http.protocol import STATE
@@ -43,7 +43,7 @@ def main() -> None:
     file, port, count = sys.argv[1:]
     os.environ["OPNC_CCP_BENCH_ANSWER"] = file
     arguments = uvicorn_options(Settings()) | {"host": "127.0.0.1", "port": int(port), "workers": int(count)}
-    workers.run("constant:create", factory=True, log_level="warning", **arguments)
+    workers.run("constant:create", startup.bind("127.0.0.1", int(port)), factory=True, log_level="warning", **arguments)
 
 
 if __name__ == "__main__":

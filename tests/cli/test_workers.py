@@ -24,9 +24,10 @@ from tests.cli.served_sandbox import serving as pool
 
 _PROGRAM = """
 import sys
-from ccp.cli import workers
-workers.run("tests.cli.small_app:create", factory=True, port=int(sys.argv[1]), workers=int(sys.argv[2]),
-    timeout_worker_healthcheck=2, log_level="error")
+from ccp.cli import startup, workers
+port = int(sys.argv[1])
+workers.run("tests.cli.small_app:create", startup.bind("127.0.0.1", port), factory=True, port=port,
+    workers=int(sys.argv[2]), timeout_worker_healthcheck=2, log_level="error")
 """
 
 
