@@ -221,7 +221,7 @@ def test_clients_have_the_same_methods_and_the_servers_paths(kind: str) -> None:
     operations = {
         name for name, value in inspect.getmembers(Operations) if not name.startswith("_") and callable(value)
     }
-    assert len(operations) == 11  # The seven, a dry run, the OCPP call, and roots.
+    assert len(operations) == 18  # The seven, a dry run, the OCPP call, roots, and webhooks.
     client = {"sync": Client, "async": AsyncClient}[kind]
     for name in operations:
         assert (

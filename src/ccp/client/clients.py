@@ -18,10 +18,11 @@ from urllib.parse import urlsplit
 
 import httpcore
 
+from ccp.client.calls import Call
 from ccp.client.errors import ClientError, MalformedResponseError, NoResponseError
 from ccp.client.model import Credentials, RetryPolicy, Timeouts
 from ccp.client.opcp import OPCPOperations
-from ccp.client.operations import Call, Dialect, Operations
+from ccp.client.operations import Dialect, Operations
 from ccp.client.opnc import OPNCOperations
 from ccp.client.responses import HttpResponse
 from ccp.client.session import Action, Authorize, Exchange, ProtocolFlow, Session, Sleep
@@ -208,6 +209,13 @@ class Client(BaseClient):
     signed_contracts = _blocking(Operations.signed_contracts)
     withdraw = _blocking(Operations.withdraw)
     set_default = _blocking(Operations.set_default)
+    list_webhooks = _blocking(Operations.list_webhooks)
+    create_webhook = _blocking(Operations.create_webhook)
+    get_webhook = _blocking(Operations.get_webhook)
+    change_webhook = _blocking(Operations.change_webhook)
+    remove_webhook = _blocking(Operations.remove_webhook)
+    rotate_webhook_secret = _blocking(Operations.rotate_webhook_secret)
+    ping_webhook = _blocking(Operations.ping_webhook)
     roots = _blocking(Operations.roots)
     root = _blocking(Operations.root)
 
@@ -308,6 +316,13 @@ class AsyncClient(BaseClient):
     signed_contracts = _awaitable(Operations.signed_contracts)
     withdraw = _awaitable(Operations.withdraw)
     set_default = _awaitable(Operations.set_default)
+    list_webhooks = _awaitable(Operations.list_webhooks)
+    create_webhook = _awaitable(Operations.create_webhook)
+    get_webhook = _awaitable(Operations.get_webhook)
+    change_webhook = _awaitable(Operations.change_webhook)
+    remove_webhook = _awaitable(Operations.remove_webhook)
+    rotate_webhook_secret = _awaitable(Operations.rotate_webhook_secret)
+    ping_webhook = _awaitable(Operations.ping_webhook)
     roots = _awaitable(Operations.roots)
     root = _awaitable(Operations.root)
 

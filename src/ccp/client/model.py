@@ -226,3 +226,62 @@ class DryRunReport:
     checks: tuple[CheckResult, ...]
     warnings: tuple[str, ...]
     raw: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """A webhook of the caller.
+
+    events: their names as subscribed to. wmis, provider_ids: whose events it gets. role, owner: as the pool has them.
+    secret: in the result of `create_webhook` only; HMAC key, UTF-8. previous_secrets_valid_until: of each replaced
+    secret that still signs, newest first.
+    """
+
+    id: str
+    url: str
+    events: tuple[str, ...]
+    enabled: bool
+    created: datetime
+    description: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    signature_format: str = "sha256"
+    wmis: tuple[str, ...] = ()
+    provider_ids: tuple[str, ...] = ()
+    role: str | None = None
+    owner: str | None = None
+    secret: str | None = field(default=None, repr=False)
+    previous_secrets_valid_until: tuple[datetime, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NewWebhookSecret:
+    """A new secret, which is not shown again. previous_valid_until: of each older secret, newest first."""
+
+    secret: str = field(repr=False)
+    previous_valid_until: tuple[datetime, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PingResult:
+    """What came back from a test event.
+
+    status: HTTP status; None without a response. duration: milliseconds. error: why it was not delivered.
+    previous_secret: the receiver accepted it with a replaced secret only.
+    """
+
+    event_id: str
+    delivered: bool
+    status: int | None
+    duration: float
+    error: str | None
+    previous_secret: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedWebhook:
+    """The webhook does not exist any more.
+
+    confirmed: False if the response to one attempt was lost and the next attempt found no such webhook.
+    """
+
+    confirmed: bool = True

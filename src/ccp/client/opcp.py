@@ -20,6 +20,7 @@ class OPCPOperations(Operations):
 
     base = "/v1/ccp"
     contracts_path = "/signedContractData"
+    webhooks_path = "/v1/webhook/endpoints"
 
     @staticmethod
     def _broadcast_header(*, allowed: bool) -> bool:

@@ -7,16 +7,14 @@ dialect writes and reads them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, ClassVar, Final, Generic, TypeVar
-from urllib.parse import quote, urlencode
+from typing import Any, ClassVar, Final
+from urllib.parse import quote
 from uuid import UUID
 
-import orjson
-
 from ccp.client import ocpp, roots
+from ccp.client.calls import Call
 from ccp.client.model import (
     ContractState,
     Delivered,
@@ -28,6 +26,7 @@ from ccp.client.model import (
     Withdrawn,
 )
 from ccp.client.responses import HttpResponse, parse_nothing, parse_report
+from ccp.client.webhooks import WebhookOperations
 from ccp.errors import EXIError, FieldError
 from ccp.exi.base64_text import message_bytes
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
@@ -35,12 +34,8 @@ from ccp.schemas.common import Routing, encode_base64
 from ccp.schemas.ocpp import IDEMPOTENCY_KEY, PATH
 from ccp.x509.profiles import AnchorRole
 
-T = TypeVar("T")
-
 DELIVER_TIMEOUT: Final = 4.5
 """Seconds that a charging station waits for a delivery. The vehicle allows five (ISO 15118-2, V2G_EVCC_Msg_Timeout)."""
-
-_OK: Final = frozenset({200})
 
 
 class Dialect(StrEnum):
@@ -50,29 +45,7 @@ class Dialect(StrEnum):
     OPCP = "opcp"
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """One operation, ready to be sent.
-
-    Every call may be sent again when its outcome is unknown: it either reads, or it sets a state that a second request
-    does not change. A delivery is a POST and reads.
-
-    parse: reads the response of a success. content: body. success: the statuses of a success. timeout: seconds for the
-    whole call, None for the client's. not_found_after_retry: the result if an attempt with an unknown outcome is
-    followed by a 404; None if that 404 is an error as usual.
-    """
-
-    method: str
-    path: str
-    parse: Callable[[HttpResponse], T]
-    headers: Mapping[str, str] = field(default_factory=dict)
-    content: bytes = b""
-    success: frozenset[int] = _OK
-    timeout: float | None = None
-    not_found_after_retry: T | None = None
-
-
-class Operations(ABC):
+class Operations(WebhookOperations, ABC):
     """The operations of a pool in one dialect.
 
     Parameters of every operation: `routing` takes the place of the client's; `timeout` is the time for the whole call
@@ -80,13 +53,7 @@ class Operations(ABC):
     id before a request is sent.
     """
 
-    base: ClassVar[str]
-    """Path in front of every operation's."""
     contracts_path: ClassVar[str]
-
-    def __init__(self, routing: Routing) -> None:
-        """Raises FieldError for a routing that no header can carry."""
-        self._routing_headers = routing.headers()
 
     def deliver(
         self,
@@ -320,29 +287,6 @@ class Operations(ABC):
     @abstractmethod
     def _parse_signed(self, response: HttpResponse, emaid: EMAID, pcid: PCID) -> tuple[SignedResponse, ...]:
         """Read the response to `signed_contracts`. Raises MalformedResponseError."""
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        parse: Callable[[HttpResponse], T],
-        routing: Routing | None,
-        timeout: float | None,
-        *,
-        base: str | None = None,
-        query: Mapping[str, str | None] | None = None,
-        headers: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
-        success: frozenset[int] = _OK,
-        not_found_after_retry: T | None = None,
-    ) -> Call[T]:
-        parameters = urlencode({name: value for name, value in (query or {}).items() if value is not None})
-        content = b"" if body is None else orjson.dumps({k: v for k, v in body.items() if v is not None})
-        sent = {**(self._routing_headers if routing is None else routing.headers()), **(headers or {})}
-        if body is not None:
-            sent["Content-Type"] = "application/json"
-        target = (self.base if base is None else base) + path + (f"?{parameters}" if parameters else "")
-        return Call(method, target, parse, sent, content, success, timeout, not_found_after_retry)
 
 
 def _publication(

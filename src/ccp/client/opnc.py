@@ -26,6 +26,7 @@ class OPNCOperations(Operations):
 
     base = "/opnc/v1/ccp"
     contracts_path = "/signedcontractdata"
+    webhooks_path = "/opnc/v1/event/endpoints"
 
     @staticmethod
     def _broadcast_header(*, allowed: bool) -> bool:

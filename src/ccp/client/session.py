@@ -16,9 +16,9 @@ from urllib.parse import urlencode, urlsplit
 import orjson
 
 from ccp import __version__
+from ccp.client.calls import Call
 from ccp.client.errors import BY_STATUS, MalformedResponseError, NoResponseError, StatusError, TokenRefusedError
 from ccp.client.model import Credentials, RetryPolicy, Timeouts
-from ccp.client.operations import Call
 from ccp.client.responses import HttpResponse
 from ccp.client.untrusted_text import MAX_SENTENCE, plain, sentences
 from ccp.errors import ConfigurationError
@@ -110,7 +110,7 @@ class Session:
                 token = yield Authorize(rejected, deadline)
             headers = {**call.headers, "Authorization": f"Bearer {token}"}
             response, unknown = yield from self._send(
-                call.method, self._base_url + call.path, headers, call.content, deadline
+                call.method, self._base_url + call.path, headers, call.content, deadline, repeatable=call.repeatable
             )
             outcome_unknown = outcome_unknown or unknown
             # A token may become invalid before its expiry: its key was revoked, or the party was renamed. Try one fresh
@@ -161,7 +161,14 @@ class Session:
         return self._token if self._clock() < self._token_expires else None
 
     def _send(
-        self, method: str, url: str, headers: Mapping[str, str], content: bytes, deadline: float
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        content: bytes,
+        deadline: float,
+        *,
+        repeatable: bool = True,
     ) -> ProtocolFlow[tuple[HttpResponse, bool]]:
         """Send a request until it gets a response that a retry would not change.
 
@@ -191,7 +198,8 @@ class Session:
                 # With 429 the pool did nothing. 502 and 503 may come from a proxy, which does not know.
                 outcome_unknown = outcome_unknown or response.status != 429
             delay = self._backoff(attempt, failure)
-            if attempt >= self._retry.max_retries or self._clock() + delay >= deadline:
+            final = attempt >= self._retry.max_retries or (outcome_unknown and not repeatable)
+            if final or self._clock() + delay >= deadline:
                 raise failure
             yield Sleep(delay)
         raise AssertionError("count() does not end")

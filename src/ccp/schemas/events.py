@@ -15,7 +15,16 @@ from pydantic_core import PydanticCustomError
 from ccp.errors import FieldError
 from ccp.ids import WMI, ProviderId
 from ccp.schemas import event_types
-from ccp.schemas.common import APIModel, EMAIDField, JSONObject, NamespaceField, PCIDField, TimestampField, string_field
+from ccp.schemas.common import (
+    LIMITED,
+    APIModel,
+    EMAIDField,
+    JSONObject,
+    NamespaceField,
+    PCIDField,
+    TimestampField,
+    string_field,
+)
 from ccp.schemas.event_types import API_VERSION
 
 _API_VERSION: Final = r"^[vV]?1(\.0)?$"
@@ -164,6 +173,31 @@ class Endpoint(APIModel):
     previousSecretsValidUntil: Annotated[
         list[TimestampField], Field(description="Of each replaced secret that still signs, newest first.")
     ]
+
+
+class ReceivedEndpoint(APIModel):
+    """A webhook as a client reads it. Other pools may leave out what the description does not require."""
+
+    id: str
+    created: int
+    url: str
+    enabledEvents: Annotated[list[str], LIMITED] | None = None
+    events: Annotated[list[str], LIMITED] | None = None
+    description: str | None = None
+    metadata: JSONObject | None = None
+    status: str | None = None
+    secret: str | None = None
+    wmis: list[str] | None = None
+    providerIds: list[str] | None = None
+    userRole: str | None = None
+    userName: str | None = None
+    signatureFormat: str | None = None
+    previousSecretsValidUntil: Annotated[list[str], LIMITED] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The subscribed events; the published examples have either member."""
+        return self.enabledEvents if self.enabledEvents is not None else self.events or []
 
 
 class SecretRotation(APIModel):
