@@ -409,7 +409,7 @@ def test_the_dialect_is_described_under_a_tag_of_its_own(pool: Pool) -> None:
         (method, path): operation
         for path, item in paths.items()
         for method, operation in item.items()
-        if operation.get("tags") == ["OPCP"]
+        if operation.get("tags") == ["OPCP"] and not path.startswith("/v1/webhook/")
     }
     assert set(described) == {
         ("post", "/v1/ccp/signedContractData"),
