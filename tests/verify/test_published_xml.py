@@ -16,7 +16,7 @@ from ccp.x509.path_validation import TrustAnchors
 from ccp.x509.profiles import AnchorRole
 from ccp.x509.revocation_policy import NoRevocationCheck
 from tests.cli.run import ccp_ok
-from tests.x509.published import SHARED, public_root
+from tests.x509.published import provisioning_service_xml, public_root
 
 AT = datetime(2022, 3, 1, tzinfo=UTC)
 
@@ -24,12 +24,7 @@ AT = datetime(2022, 3, 1, tzinfo=UTC)
 @pytest.fixture(scope="module")
 def published() -> str:
     """Base64 of the XML document."""
-    path = SHARED / "opcp-spec" / "cps.v1.json"
-    if not path.exists():
-        pytest.skip(f"the description of the provisioning service is not at {path}")
-    schema = json.loads(path.read_text())["components"]["schemas"]["CreateSignedContractDataResponse"]
-    text: str = schema["x-examples"]["example"]["signedData"]
-    return text
+    return provisioning_service_xml()
 
 
 def test_published_xml_becomes_exi_that_verifies_in_full(published: str) -> None:

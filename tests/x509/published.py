@@ -31,6 +31,16 @@ def public_root() -> Certificate:
     return Certificate.load(base64.b64decode(schema["properties"]["caCertificate"]["example"]))
 
 
+def provisioning_service_xml() -> str:
+    """The XML document of a provisioning service, in Base64."""
+    path = SHARED / "opcp-spec/cps.v1.json"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    schema = json.loads(path.read_text())["components"]["schemas"]["CreateSignedContractDataResponse"]
+    text: str = schema["x-examples"]["example"]["signedData"]
+    return text
+
+
 @cache
 def response_chains() -> dict[str, tuple[Certificate, ...]]:
     """The CPS chain and the contract chain of the published response, leaf first."""

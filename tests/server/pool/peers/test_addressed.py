@@ -139,6 +139,22 @@ def test_addressed_request_is_executed_by_the_target_pool(pools: dict[str, Pool]
 
 
 @pytest.mark.parametrize("name", ["pool-b", "pool-c"])
+def test_addressed_publication_of_xml_is_passed_on_as_exi(pools: dict[str, Pool], name: str) -> None:
+    here, there = pools["pool-a"], pools[name]
+    car = car_of(here)
+    contract = contract_of(here, car)
+    document = base64.b64encode(exi.to_xml(exi.decode(contract.message))).decode()
+    body = {**contract.body, "certificateInstallationRes": document}
+    answer = request("publish", contract.emaid, car.pcid, body).send(here, **to(name))
+    assert answer.status_code == 201, answer.text
+    ((stored,),) = there.sql("select response from contract where emaid = ?", str(contract.emaid))
+    assert bytes(stored) == contract.message
+    wrong = {**body, "certificateInstallationRes": base64.b64encode(b"<x/>").decode()}
+    answer = request("publish", contract.emaid, car.pcid, wrong).send(here, **to(name))
+    assert "is none of the messages" in sentences(answer, 400)[1]
+
+
+@pytest.mark.parametrize("name", ["pool-b", "pool-c"])
 def test_addressed_fetch_returns_an_iso20_contract(pools: dict[str, Pool], name: str) -> None:
     here, there = pools["pool-a"], pools[name]
     car = here.car("iso20", wmi="WFX")
