@@ -13,9 +13,12 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast
 
 import structlog
+from cryptography import x509
 from uvicorn import Config
 
 from ccp.server.http.listeners import open_listeners
@@ -82,6 +85,7 @@ class Acceptor:
         self._protocol_factory: Final = protocol_factory
         self._context: Final = context
         self._handshakes: dict[asyncio.Task[None], socket.socket] = {}
+        self._watcher = CertificateWatcher(loop, context) if isinstance(context, CertificateContext) else None
         self._closed = False
 
     def start(self, backlog: int) -> None:
@@ -90,6 +94,8 @@ class Acceptor:
             listening.setblocking(False)
             listening.listen(backlog)
             self._listen(listening)
+        if self._watcher is not None:
+            self._watcher.start()
 
     def _listen(self, listening: socket.socket) -> None:
         if not self._closed:
@@ -137,6 +143,8 @@ class Acceptor:
         if self._closed:
             return
         self._closed = True
+        if self._watcher is not None:
+            self._watcher.stop()
         for listening in self.sockets:
             self._loop.remove_reader(listening)
             listening.close()
@@ -155,12 +163,88 @@ def shut_down(accepted: socket.socket) -> None:
         accepted.shutdown(socket.SHUT_RDWR)
 
 
+class CertificateContext(ssl.SSLContext):
+    """A TLS context that knows the files of its certificate. Loading them again changes later handshakes only."""
+
+    certificate: Path
+    key: Path | None
+
+    def load_files(self, certificate: Path, key: Path | None) -> None:
+        """Load the certificate chain and its key. Raises OSError, also for files that are not PEM or do not match."""
+        self.load_cert_chain(certificate, key)
+        self.certificate, self.key = certificate, key
+
+    def reload(self) -> datetime:
+        """Load the files again. Returns the end of the certificate's validity.
+
+        Raises OSError or ValueError for files that cannot be used and for an expired certificate; the previous
+        certificate then stays.
+        """
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
+        leaf = x509.load_pem_x509_certificate(self.certificate.read_bytes())
+        if leaf.not_valid_after_utc < datetime.now(UTC):
+            raise ValueError(f"the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+        self.load_cert_chain(self.certificate, self.key)
+        return leaf.not_valid_after_utc
+
+
+class CertificateWatcher:
+    """Loads the certificate again when its files have changed, in each worker, without dropping a connection.
+
+    Two files cannot be replaced at the same instant, so a change counts when the files have stayed the same for one
+    interval. An unusable pair is logged once, and the previous certificate stays in use.
+    """
+
+    INTERVAL: ClassVar[float] = 2.0
+    """Seconds between two looks at the files."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: CertificateContext) -> None:
+        self._loop: Final = loop
+        self._context: Final = context
+        self._loaded = self._seen = self._state()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._timer = self._loop.call_later(self.INTERVAL, self._look)
+
+    def stop(self) -> None:
+        """Stop to watch."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self.start()
+        state = self._state()
+        if state == self._seen and state != self._loaded:
+            self._loaded = state
+            try:
+                valid_until = self._context.reload()
+            except (OSError, ValueError) as exc:
+                reason = (isinstance(exc, OSError) and exc.strerror) or str(exc)
+                _log.error("tls certificate not reloaded", file=str(self._context.certificate), reason=reason)
+            else:
+                _log.info("tls certificate reloaded", file=str(self._context.certificate), valid_until=str(valid_until))
+        self._seen = state
+
+    def _state(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """Identity, size and time of each file; None for one that cannot be read. Symbolic links are followed."""
+        found: list[tuple[int, int, int] | None] = []
+        for path in (self._context.certificate, self._context.key):
+            try:
+                status = path.stat() if path is not None else None
+            except OSError:
+                status = None
+            found.append(status and (status.st_ino, status.st_size, status.st_mtime_ns))
+        return tuple(found)
+
+
 def tls_context(config: Config, default: object) -> ssl.SSLContext:
     """Return the TLS context: TLS 1.2 or 1.3; in 1.2 only cipher suites with forward secrecy and AEAD.
 
     Source: RFC 9325 clauses 3.1 and 4.2; BSI TR-02102-2 for the same choice.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = CertificateContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # TLS 1.3 has its own list, which is secure.
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
@@ -170,5 +254,5 @@ def tls_context(config: Config, default: object) -> ssl.SSLContext:
         context.load_verify_locations(config.ssl_ca_certs)
     if config.ssl_certfile is None:
         raise RuntimeError("the server has no certificate")
-    context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+    context.load_files(Path(config.ssl_certfile), Path(config.ssl_keyfile) if config.ssl_keyfile else None)
     return context
