@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,10 +14,12 @@ from ccp.ids import EMAID, PCID, Namespace
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.default_contracts import VehicleRules
 from ccp.server.pool import purging
+from ccp.server.storage import connect
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import contracts, vehicles
 from ccp.server.storage.queries import purging as purging_queries
 from ccp.server.storage.queries.contracts import Published, instant, microseconds
+from tests.server.storage.counting import CountingStore
 from tests.server.storage.made import (
     AT,
     CAR,
@@ -485,6 +488,35 @@ def test_contest_leaves_contracts_of_iso20_deliverable(url: str) -> None:
     assert contest_events(url) == [("oem.vehicle.contested", FOREIGN)]
     publish(url, variant(FOREIGN))
     assert contest_events(url) == [("oem.vehicle.contested", FOREIGN), ("emsp.contract.undeliverable", FOREIGN)]
+
+
+def statements_of(url: str, *steps: SignedContract) -> list[int]:
+    """How many statements the publication of each takes, without those of the audit trail."""
+
+    async def run() -> list[int]:
+        store = connect(url)
+        await store.open()
+        try:
+            found = []
+            for each in steps:
+                counting = CountingStore(store)
+                await counting.write(contracts.publish(each, AT))
+                found.append(len(counting.seen))
+            return found
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+def test_publish_takes_no_statement_for_events_that_it_does_not_cause(url: str) -> None:
+    """Claim, lock, read, store, event; a first contract sets the default too, a new contest has two events more."""
+    assert statements_of(url, variant(FIRST), variant(FIRST), variant(FIRST, root_fingerprint=OTHER_ROOT)) == [6, 5, 5]
+    contest = statements_of(url, variant(FOREIGN), variant(FOREIGN), variant(FIRST))
+    assert contest[0] == 11
+    assert contest[1:] == [5, 5]
+    write(url, contracts.set_default(FOREIGN, CAR, AT))
+    assert statements_of(url, variant(FOREIGN), variant(FIRST)) == [5, 5]
 
 
 # --- Provisioning events ---------------------------------------------------------------------------------------------
