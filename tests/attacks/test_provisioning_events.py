@@ -45,7 +45,7 @@ def test_provisioning_event_with_an_unknown_name_is_refused(
     car = around.car()
     around.publish(car)
     log = CapturingLogger()
-    monkeypatch.setattr("ccp.server.http.routes.pcp_webhook._log", log)
+    monkeypatch.setattr("ccp.server.http.inbound_events._log", log)
     answer = send_event(around, event_type, car.pcid)
     (sentence,) = sentences(answer, 400)
     assert sentence.startswith(

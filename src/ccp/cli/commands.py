@@ -60,7 +60,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     ),
     "party": Entry("party", "Manage the parties that may call the pool."),
     "peer": Entry("peer", "Manage the other pools that this pool asks when it has no contract."),
-    "neighbour": Entry("neighbour", "List and test the external services that this pool calls."),
+    "neighbour": Entry("neighbour", "List and test the external services of this pool, and subscribe to their events."),
     "trust": Entry("trust", "Manage trusted certificates."),
     "crl": Entry("crl", "List certificate revocation lists, and accept one with a lower number."),
     "audit": Entry("audit", "Query, verify and export the audit trail."),

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ccp.cli import subscriptions
 from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_styled, print_table
 from ccp.errors import CCPError, ConfigurationError
 from ccp.server import logging, settings
@@ -27,6 +28,7 @@ from ccp.server.trust.anchors import TrustStore
 from ccp.x509.path_validation import TrustAnchors
 
 app = typer.Typer(no_args_is_help=True)
+subscriptions.register(app)
 
 
 @app.command("list")

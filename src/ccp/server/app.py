@@ -41,11 +41,23 @@ from ccp.server.http.middleware.fast_path import FastPathMiddleware
 from ccp.server.http.middleware.tracing import TraceMiddleware
 from ccp.server.http.protocol import STATE as CONNECTIONS
 from ccp.server.http.request_context import RequestContext
-from ccp.server.http.routes import admin, est, events, oauth, ocpp, opcp, opcp_roots, opnc, pcp_webhook
+from ccp.server.http.routes import (
+    admin,
+    est,
+    events,
+    oauth,
+    ocpp,
+    opcp,
+    opcp_roots,
+    opnc,
+    pcp_webhook,
+    subscribed_events,
+)
 from ccp.server.http.routes import metrics as metrics_route
 from ccp.server.http.routes.health import Health
 from ccp.server.metrics import Metrics
 from ccp.server.pool.enrolment import Enrolment
+from ccp.server.pool.event_sources import EventSources
 from ccp.server.pool.operations import Pool
 from ccp.server.pool.peers import RegisteredPeers
 from ccp.server.runtime import allocator
@@ -63,7 +75,7 @@ from ccp.server.trust.anchor_expiry import AnchorExpiry
 from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
 from ccp.server.trust.root_catalogue import CurrentRootCatalogue
-from ccp.server.trust.root_sync import root_sync_task
+from ccp.server.trust.root_sync import SyncTrigger, root_sync_task
 
 _log = structlog.get_logger("ccp.server.app")
 _RELOAD_TIMEOUT: Final = 60.0  # For tables that grow with the partners; a full reload reads them in portions.
@@ -231,12 +243,16 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         connections.admission.has_time,
     )
 
+    root_sync = SyncTrigger()
+    sources = EventSources(store, root_sync.request)
     refresher = SnapshotRefresher(
         store,
         Snapshot("parties", (ChangeCounter.PARTIES,), authority.refresh_parties, timeout=_RELOAD_TIMEOUT),
         Snapshot("token_keys", (ChangeCounter.TOKEN_KEYS,), lambda: authority.refresh_keys(clock())),
         Snapshot("anchors", (ChangeCounter.ANCHORS,), services.refresh_anchors),
         Snapshot("peers", (ChangeCounter.PEERS,), services.peers.refresh),
+        Snapshot("event_sources", (ChangeCounter.SUBSCRIPTIONS,), sources.refresh),
+        Snapshot("negative_answers", (ChangeCounter.NEGATIVES,), services.peers.negatives.refresh, critical=False),
         Snapshot(
             "subscribers",
             (ChangeCounter.PARTIES, ChangeCounter.WEBHOOKS),
@@ -261,6 +277,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         background.add(guard.watch_task())
         background.add(services.loop_lag.probe_task())
         background.add(services.peers.closing_expired())
+        background.add(services.peers.negatives.write_task())
         background.add(connections.reaper())
         background.add(services.revocation.refresh_task())
         background.add(services.notifier.flush_task())
@@ -268,7 +285,9 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         for issuer in issuers:
             background.add(issuer.refresh_task())
         if external.root_pool is not None:
-            background.add(root_sync_task(store, external.root_pool, config.rcp_interval, clock, config.rcp_roles))
+            background.add(
+                root_sync_task(store, external.root_pool, config.rcp_interval, clock, config.rcp_roles, root_sync.wake)
+            )
         background.add(AnchorExpiry(store, trust, guard.checked).task(config.event_check_interval))
         committed = services.notifier.change_committed
         checks = ContractChecks(store, services.subscribers, config, clock, guard.checked, committed)
@@ -292,6 +311,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         finally:
             await dispatcher.close()
             await refusals.close()
+            root_sync.close()
             await background.close()
             await services.notifier.close()
             await services.close()
@@ -323,6 +343,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         *ocpp.routes(pool, context),
         *oauth.routes(authority, context, issuer=config.public_url, bind=config.certificate_bound_tokens),
         pcp_webhook.pcp_route(context, pool, config.pcp_webhook_secret),
+        subscribed_events.route(context, pool, sources, services.peers.negatives.forget, root_sync.request),
         *events.router(webhooks, context, events.OPNC).routes,
         *admin.router(PartyRegistry(store), context).routes,
         *est.routes(enrolment, context),

@@ -13,7 +13,7 @@ from ccp.schemas.suggestions import closest, quotable
 from ccp.server.service_settings import SERVICES, ServiceSettings
 
 _PREFIX: Final = "ccp_"
-OTHER_VARIABLES: Final = frozenset({"CCP_CONFIG", "CCP_PEER_SECRET"})
+OTHER_VARIABLES: Final = frozenset({"CCP_CONFIG", "CCP_PEER_SECRET", "CCP_SUBSCRIPTION_SECRET"})
 """Environment variables with the prefix that are not settings."""
 
 

@@ -52,6 +52,7 @@ QUERIES: dict[str, Any] = {
     "anchors.list_all": SMALL,
     "signing_keys.list_all": SMALL,
     "peers queries.list_all": SMALL,
+    "event_sources queries.list_all": SMALL,
     "issuer_certificates.list_all": SMALL,
     "change_counters.read_all": SMALL,
     "change_counters.log_entries": change_counters.log_entries(ChangeCounter.PARTIES, 1, 200),

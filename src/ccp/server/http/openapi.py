@@ -34,7 +34,18 @@ from ccp.server.domain.authorization import OCPPOperation, Operation, role_table
 from ccp.server.domain.parties import PartyRole
 from ccp.server.http import query_parameters
 from ccp.server.http.responses import json_content
-from ccp.server.http.routes import admin, est, events, oauth, ocpp, opcp, opcp_roots, opnc, pcp_webhook
+from ccp.server.http.routes import (
+    admin,
+    est,
+    events,
+    oauth,
+    ocpp,
+    opcp,
+    opcp_roots,
+    opnc,
+    pcp_webhook,
+    subscribed_events,
+)
 
 OAUTH2: Final = "oauth2"
 BEARER: Final = "bearer"
@@ -91,6 +102,7 @@ def describe(app: FastAPI, public_url: str) -> dict[str, Any]:
             }
         }
         document["paths"][pcp_webhook.PATH] = {"post": pcp_webhook.description()}
+        document["paths"][subscribed_events.PATH] = {"post": subscribed_events.description()}
         document["paths"].update(est.descriptions())
         if any(getattr(route, "path", None) == opcp_roots.ROOTS for route in app.routes):
             for opcp_model in (OPCPSignedContractData, OPCPSignedContractDataRequest, OPCPNotFound):

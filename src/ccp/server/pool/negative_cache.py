@@ -47,6 +47,7 @@ class NegativeCache:
         self._bits: dict[str, int] = {}
         # By vehicle: when the entry expires, and the bits of the peers. Oldest first, as all have the same lifetime.
         self._entries: dict[Vehicle, tuple[float, int]] = {}
+        self._of: dict[PCID, list[Vehicle]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -63,9 +64,10 @@ class NegativeCache:
         now = self._clock()
         expires, peers = self._entries.get(vehicle, (0.0, 0))
         if expires <= now:
-            self._entries.pop(vehicle, None)
+            self._remove(vehicle)
             self._make_room(now)
             expires, peers = now + self._ttl, 0
+            self._of.setdefault(vehicle[0], []).append(vehicle)
         self._entries[vehicle] = expires, peers | self._bits.setdefault(peer, 1 << len(self._bits))
 
     def discard(self, vehicle: Vehicle, peer: str) -> None:
@@ -74,14 +76,28 @@ class NegativeCache:
             expires, peers = self._entries[vehicle]
             self._entries[vehicle] = expires, peers & ~self._bits[peer]
 
+    def forget(self, pcid: PCID, peer: str) -> None:
+        """Remove what a peer answered for a vehicle, in every edition: the peer's contracts for it have changed."""
+        for vehicle in self._of.get(pcid, ()):
+            self.discard(vehicle, peer)
+
     def clear(self) -> None:
-        """Remove everything, because the registered peers changed."""
+        """Remove everything, because the registered peers or their contracts changed."""
         self._entries.clear()
+        self._of.clear()
         self._bits.clear()
+
+    def _remove(self, vehicle: Vehicle) -> None:
+        if self._entries.pop(vehicle, None) is None:
+            return
+        of_pcid = self._of[vehicle[0]]
+        of_pcid.remove(vehicle)
+        if not of_pcid:
+            del self._of[vehicle[0]]
 
     def _make_room(self, now: float) -> None:
         while self._entries:
             oldest = next(iter(self._entries))
             if self._entries[oldest][0] > now and len(self._entries) < self._max:
                 return
-            del self._entries[oldest]
+            self._remove(oldest)

@@ -34,6 +34,7 @@ from ccp.server.pool.peer_calls import DELIVER, VehicleCalls, VehicleRequest, ro
 from ccp.server.pool.peer_limits import Shares, circuit_open, share_used_up
 from ccp.server.pool.peer_links import CallTiming, PeerLink, no_answer, open_link, peer_works
 from ccp.server.pool.peer_ranking import PeerRanking
+from ccp.server.pool.shared_negatives import SharedNegatives
 from ccp.server.runtime.background import PeriodicTask
 from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.runtime.loop_lag import LoopLag
@@ -174,6 +175,7 @@ class RegisteredPeers:
         self._total_addressed = Shares(*_TOTAL_ADDRESSED)
         self._links: dict[str, PeerLink] = {}
         self._negatives = NegativeCache(settings.peer_negative_ttl, time.monotonic)
+        self.negatives: Final = SharedNegatives(store, self._negatives)
         self._answers = PeerAnswers(store, anchors, refuse_revoked, budget or LoopBudget())
         ranking = PeerRanking(time.monotonic)
         self._calls = VehicleCalls(

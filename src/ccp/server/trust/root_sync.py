@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -25,7 +26,10 @@ _log = structlog.get_logger("ccp.server.trust.root_sync")
 
 _MAX_FIRST_DELAY: Final = 10.0  # Workers start together; their first requests are spread over this time.
 _JITTER: Final = 0.1  # Keeps the later requests of workers apart.
-_RETRY_DELAY: Final = 60.0  # After a failure; doubled each time up to the interval.
+_RETRY_DELAY: Final = 60.0  # After a failure; doubled each time.
+_MAX_RETRY_DELAY: Final = 900.0  # A change may have been announced meanwhile.
+_WAKE_DELAY: Final = 0.2  # Announcements come several at a time.
+_MIN_GAP: Final = 5.0  # Between two synchronisations that were requested out of turn.
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +81,48 @@ async def sync_roots(
     return RootSyncResult(tuple(added), tuple(delisted), pruned, tuple(unusable))
 
 
+class SyncTrigger:
+    """Requests synchronisations out of turn, at most one per `_MIN_GAP` however many are requested.
+
+    A request during a synchronisation leads to another one, because the list may have been read before the change.
+    """
+
+    def __init__(self) -> None:
+        self.wake: Final = asyncio.Event()
+        self._allowed_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def request(self) -> None:
+        """Request a synchronisation: at once, or when the pause after the previous one is over."""
+        if self._timer is not None or self.wake.is_set():
+            return
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_at(max(loop.time(), self._allowed_at), self._fire)
+
+    def close(self) -> None:
+        """Forget a request that waits."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._allowed_at = asyncio.get_running_loop().time() + _MIN_GAP
+        self.wake.set()
+
+
 def root_sync_task(
     store: Store,
     rcp: RootCertificatePool,
     interval: float,
     clock: Callable[[], datetime],
     roles: Iterable[AnchorRole] = AnchorRole,
+    wake: asyncio.Event | None = None,
 ) -> PeriodicTask:
     """Background task that adds new anchors on a schedule and reports those that are no longer listed.
 
-    interval: seconds. Every worker runs it; for an addition, the second worker finds it stored. The task is not
-    critical: without the Root Certificate Pool the pool continues with the anchors that it has.
+    interval: seconds. wake: starts a round out of turn, see `SyncTrigger`. Every worker runs it; for an addition, the
+    second worker finds it stored. The task is not critical: without the Root Certificate Pool the pool continues with
+    the anchors that it has.
     """
 
     async def run() -> None:
@@ -99,8 +134,10 @@ def root_sync_task(
         interval,
         jitter=_JITTER,
         first_delay=random.uniform(0, _MAX_FIRST_DELAY),  # noqa: S311  no secret
+        wake=wake,
+        wake_delay=_WAKE_DELAY,
         retry_delay=min(_RETRY_DELAY, interval),
-        max_retry_delay=interval,
+        max_retry_delay=min(_MAX_RETRY_DELAY, interval),
     )
 
 

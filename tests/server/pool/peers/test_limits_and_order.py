@@ -171,6 +171,20 @@ def test_negative_cache_is_bounded_and_evicts_the_oldest() -> None:
     assert not cache.has(CAR, "b")
 
 
+def test_negative_cache_forgets_one_vehicle_of_one_peer_in_every_edition() -> None:
+    cache = NegativeCache(30, Clock(), max_vehicles=3)
+    twenty = (CAR[0], Namespace.ISO20, 7)
+    for vehicle, peer in ((CAR, "b"), (CAR, "c"), (twenty, "b"), (OTHER, "b")):
+        cache.add(vehicle, peer)
+    cache.forget(CAR[0], "b")
+    cache.forget(PCID("WEX0TEST000099999"), "b")
+    assert [cache.has(each, "b") for each in (CAR, twenty, OTHER)] == [False, False, True]
+    assert cache.has(CAR, "c")
+    for number in range(10):
+        cache.add((PCID(f"WEX0TEST{number:09d}"), Namespace.ISO2, 1), "b")
+    assert len(cache._of) == len(cache) == 3
+
+
 # --- Order -----------------------------------------------------------------------------------------------------------
 
 

@@ -86,6 +86,9 @@ class Action(StrEnum):
     WEBHOOK_REMOVED = "webhook.removed"
     WEBHOOK_SECRET_ROTATED = "webhook.secret.rotated"  # noqa: S105  a name, no secret
     WEBHOOK_PINGED = "webhook.pinged"
+    SUBSCRIPTION_ADDED = "subscription.added"
+    SUBSCRIPTION_EDITED = "subscription.edited"
+    SUBSCRIPTION_REMOVED = "subscription.removed"
     CERTIFICATE_REQUESTED = "certificate.requested"
     CERTIFICATE_ISSUED = "certificate.issued"
     EVENTS_REPLAYED = "events.replayed"

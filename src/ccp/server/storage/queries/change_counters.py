@@ -25,6 +25,8 @@ class ChangeCounter(StrEnum):
     PEERS = "peers"
     WEBHOOKS = "webhooks"
     ANCHORS = "anchors"
+    SUBSCRIPTIONS = "subscriptions"
+    NEGATIVES = "negatives"
     TOKEN_KEYS = "token_keys"  # noqa: S105  a name, no secret
 
 
@@ -72,6 +74,11 @@ def bump_and_log(counter: ChangeCounter, key: str) -> Query[None]:
     """
     yield insert, (counter, number, key)
     yield "delete from change_log where topic = $1 and number <= $2", (counter, number - MAX_LOGGED)
+
+
+def clear_log(counter: ChangeCounter) -> Statement:
+    """Remove the log of a counter. Processes that have not read it then read the whole table."""
+    return "delete from change_log where topic = $1", (counter,)
 
 
 @read_committed

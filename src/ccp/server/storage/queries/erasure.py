@@ -12,6 +12,7 @@ from ccp.server.domain.subscriptions import EventKind
 from ccp.server.storage.engine.query import Query, long_read
 from ccp.server.storage.queries import audit, handed_out
 from ccp.server.storage.queries.audit import AuditRow
+from ccp.server.storage.queries.change_counters import ChangeCounter, clear_log
 from ccp.server.storage.queries.contracts import remove
 from ccp.server.storage.queries.outbox import hold as hold_outbox
 from ccp.server.storage.queries.vehicle_lock import LockedVehicle, lock_vehicle
@@ -94,6 +95,8 @@ def erase(
     erased.deliveries = yield from handed_out.erase(named)
     if isinstance(named, PCID) and not erased.waiting:
         erased.vehicle = bool((yield "delete from vehicle where pcid = $1 returning pcid", (named,)))
+    if isinstance(named, PCID):
+        yield clear_log(ChangeCounter.NEGATIVES)  # It names vehicles of other pools.
     for key in sorted(erased.keys):
         yield from _erase_evidence(key, erased)
     found = [*rows.found, *(yield from audit.rows_naming(named, rows.searched))]
