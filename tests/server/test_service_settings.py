@@ -109,8 +109,7 @@ GRANT = 'rcp_token_url = "https://t.example"\nrcp_client_id = "i"\n'
     ("text", "sentence"),
     [
         ('rcp_token = "t"\n', "rcp_url is missing; the other settings of rcp have no effect without it."),
-        ('[rcp]\ntokn = "t"\n', "rcp_tokn: Extra inputs are not permitted."),
-        ('rcp = 5\n', "[rcp]: Input should be a valid dictionary or instance of ServiceSettings."),
+        ('[rcp]\ntokn = "t"\n', "rcp_tokn is not a setting; did you mean rcp_token?"),
         ('rcp_url = "https://a.example"\n[rcp]\nurl = "https://a.example"\n',
          "rcp_url is given twice: as rcp_url, and in the table [rcp]."),
         ('rcp_url = "rcp.example"\n', "rcp_url: must be an http or https URL without credentials"),
