@@ -16,7 +16,8 @@ from ccp.testing.pki import PKI
 from ccp.verify.trust_folder import load_trust_directory
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
-from tests.scripted_server import Received, Reply, Scripted, json_reply, scripted
+from tests.cli.run import ccp_ok, ccp_process, environment
+from tests.scripted_server import Received, Reply, Scripted, json_reply, nowhere, scripted
 from tests.server.trust.root_files import damaged, root, rsa_root, signed_by_another
 from tests.world import AT, b64
 
@@ -245,6 +246,20 @@ def test_trust_sync_failure_changes_nothing(run: Run, rcp: Scripted) -> None:
     status, out, err = run("trust", "sync", rcp_url=rcp.url)
     assert (status, out) == (1, "")
     assert err == "ccp: The Root Certificate Pool answered 500; nothing was changed.\n"
+
+
+def test_trust_sync_logs_to_standard_error_only(tmp_path: Path) -> None:
+    settings = {
+        "CCP_DATABASE": f"sqlite:///{tmp_path}/ccp.db", "CCP_RCP_URL": nowhere(), "CCP_RCP_TOKEN_URL": nowhere(),
+        "CCP_RCP_CLIENT_ID": "pool", "CCP_RCP_CLIENT_SECRET": "hunter2",
+    }  # fmt: skip
+    ccp_ok("db", "upgrade", env=settings)
+    # A process of its own: loggers keep the stream that they were configured with.
+    done = ccp_process("trust", "sync", "--json", env=environment(**settings))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "access token not obtained" in done.stderr
+    assert "There is no access token for the Root Certificate Pool now; nothing was changed." in done.stderr
+    assert "hunter2" not in done.stderr
 
 
 def test_trust_sync_needs_a_root_certificate_pool(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from ccp.cli.output import (
 )
 from ccp.errors import ChainError, ConfigurationError, NotFound
 from ccp.ids import Fingerprint
-from ccp.server import settings
+from ccp.server import logging, settings
 from ccp.server.audit.actor import command_actor
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.services import ExternalServices
@@ -219,6 +219,7 @@ def sync(
     effective = settings.load(config)
     if effective.rcp is None:
         raise ConfigurationError("No Root Certificate Pool is configured: rcp_url is not set.")
+    logging.configure(effective)  # On standard error, so that --json prints JSON only.
 
     async def run(store: Store) -> RootSyncResult:
         outbound = OutboundClient(effective.egress_allow_networks)
