@@ -100,7 +100,7 @@ def test_addressed_vehicle_request_beyond_the_share_is_refused(
     monkeypatch.setattr("ccp.server.pool.peer_links.VEHICLE_REQUESTS", (4, 1))
     arrived, released = threading.Event(), threading.Event()
 
-    def wait(handler: object, ends: threading.Event) -> None:
+    def wait(connection: object) -> None:
         arrived.set()
         released.wait(20)
 

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -30,18 +30,9 @@ from tests.waiting import wait_until
 from tests.world import AT, SESSION, Contract, Pool, party, response_bytes, start
 
 
-def later(seconds: float, reply: Reply) -> Reply:
+def later(seconds: float, answer: Reply) -> Reply:
     """The same reply, later."""
-
-    def act(handler: Any, ends: threading.Event) -> None:
-        ends.wait(seconds)
-        handler.send_response(reply.status)
-        for name, text in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
-            handler.send_header(name, text)
-        handler.end_headers()
-        handler.wfile.write(reply.body)
-
-    return Reply(act=act)
+    return replace(answer, delay=seconds)
 
 
 # --- Shares ----------------------------------------------------------------------------------------------------------
@@ -58,7 +49,7 @@ def test_flood_of_one_partner_does_not_block_others_at_a_slow_peer(pkis: dict[st
         until_known(pool, "slow")
         flooded, quiet = f"{BASE}/contractData/pcid/WFX0TEST000000001", f"{BASE}/contractData/pcid/WFY0TEST000000001"
         released = threading.Event()
-        peer.on(flooded, Reply(act=lambda handler, ends: bool(released.wait(60))))  # And then no answer.
+        peer.on(flooded, Reply(act=lambda connection: released.wait(60)))  # And then no answer.
         peer.on(quiet, error(404, "Nothing."))
         tokens = {name: {"Authorization": f"Bearer {pool.token(name)}"} for name in ("far_oem", "other_far_oem")}
 

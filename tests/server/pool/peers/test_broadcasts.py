@@ -77,7 +77,7 @@ def test_broadcast_beyond_the_partys_limit_is_answered_locally(
     monkeypatch.setattr("ccp.server.pool.broadcast_limits.IN_FLIGHT", (8, 2))
     arrived, released = threading.Semaphore(0), threading.Event()
 
-    def wait(handler: object, ends: threading.Event) -> None:
+    def wait(connection: object) -> None:
         arrived.release()
         released.wait(20)
 

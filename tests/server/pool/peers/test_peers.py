@@ -22,7 +22,7 @@ from ccp.server.storage.queries.peers import Peer
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_ok
-from tests.scripted_server import DROP, HANG, Reply, error, granted, json_reply, nowhere, scripted
+from tests.scripted_server import DROP, HANG, Connection, Reply, error, granted, json_reply, nowhere, scripted
 from tests.server.http.api.answers import sentences
 from tests.server.pool.peers.requests import ASK, PATH, deliver, to, until_known
 from tests.world import AT, SESSION, Pool, read, response_bytes, start
@@ -324,10 +324,10 @@ def test_broadcast_returns_the_first_answer_without_waiting(pkis: dict[str, PKI]
     honest = three["pool-b"]
     both, met = threading.Barrier(2), []
 
-    def meet(handler: Any, ends: threading.Event) -> None:
+    def meet(connection: Connection) -> None:
         """Answer once the other peer is asked too."""
         met.append(both.wait(3))
-        handler.send_error(404)
+        connection.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
 
     with scripted() as one, scripted() as another, start(pkis, pool_id="pool-x", peer_delivery_timeout=4) as pool:
         for name, server in (("one", one), ("another", another)):
