@@ -25,7 +25,19 @@ from ccp.server.external.client_tls import ClientTLS
 from ccp.server.external.outbound import HttpResponse, OutboundClient, OutboundError
 from ccp.server.external.service_connection import ServiceConnection
 from ccp.server.service_settings import ServiceSettings
-from tests.scripted_server import DROP, ENDLESS, HANG, NOT_HTTP, Reply, Scripted, error, granted, json_reply, scripted
+from tests.scripted_server import (
+    DROP,
+    ENDLESS,
+    HANG,
+    NOT_HTTP,
+    Received,
+    Reply,
+    Scripted,
+    error,
+    granted,
+    json_reply,
+    scripted,
+)
 from tests.server.external.calls import with_outbound
 from tests.tls_files import PrivateCA
 
@@ -271,6 +283,23 @@ def test_token_request_of_opcp_is_json_and_has_another_form_in_reserve(server: S
     assert presented(server) == ["first", "second", "third"]
 
 
+def test_token_request_of_opcp_is_a_form_where_json_counts_as_no_credentials(server: Scripted) -> None:
+    def grant(received: Received) -> Reply:
+        form = parse_qs(received.body.decode())
+        return granted("by-form") if "client_secret" in form else json_reply({"error": "invalid_client"}, 401)
+
+    server.on(TOKEN, grant)
+
+    async def use(connection: ServiceConnection, clock: Clock) -> None:
+        await ask(connection)
+        clock.now += 3601
+        await ask(connection)
+
+    run(server, use, dialect="opcp")
+    assert presented(server) == ["by-form"] * 2
+    assert len(server.asked(TOKEN)) == 3, "JSON is tried once"
+
+
 @pytest.mark.parametrize("name", ["invalid_client", "unauthorized_client", "invalid_scope"])
 def test_token_request_that_is_refused_for_its_content_is_not_repeated(
     server: Scripted, name: str, logs: list[Any]
@@ -342,13 +371,18 @@ def test_token_and_secret_files_are_read_again_when_they_change(server: Scripted
         replace(file, "renewed-again")
         server.on(ROOTS, error(401), json_reply({}))
         assert await ask(connection) == 200
+        # While the file cannot be read, the last token serves.
+        file.write_text("")
+        clock.now += 1
+        await ask(connection)
         file.unlink()
         clock.now += 1
+        assert await ask(connection) == 200
         with pytest.raises(TokenError):
-            await ask(connection)
+            await ask(ServiceConnection(out, service, "Test service", clock))
 
     with_outbound(use)
-    assert presented(server) == ["from-a-file", "renewed", "renewed", "renewed-again"]
+    assert presented(server) == ["from-a-file", "renewed", "renewed", *["renewed-again"] * 3]
     secret = tmp_path / "secret"
     secret.write_text("old\n")
 

@@ -112,6 +112,8 @@ class FileToken(AccessTokens):
             await self._reading.run(self._read)
         except (OSError, ValueError, Unavailable) as exc:
             _log.warning("access token not obtained", service=self._name, reason=str(exc))
+            if self._token:  # A program that replaces the file may be in the middle of it.
+                return self._token
             raise TokenError(f"There is no access token for the {self._name} now; nothing was changed.") from exc
         self._examined_at = self._clock()
         return self._token
@@ -147,6 +149,7 @@ class ClientCredentials(AccessTokens):
         self._reading = BlockingCalls("reading of a secret", max_threads=1, timeout=5.0)
         # The published description of OPCP has JSON, RFC 6749 a form. Endpoints exist that take only one of them.
         self._as_json = service.dialect is Dialect.OPCP
+        self._form_proven = False
         self._fetching: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         self._token: str | None = None
@@ -227,14 +230,17 @@ class ClientCredentials(AccessTokens):
         }
         given = {name: value for name, value in members.items() if value is not None}
         response = await self._post(given)
-        if _depends_on_form(response):
+        if _depends_on_form(response) or (self._as_json and not self._form_proven and response.status in (401, 403)):
+            # Some servers look for the credentials in a form only, and answer JSON as if there were none.
             self._as_json = not self._as_json
             other = await self._post(given)
             if other.status != 200:
                 self._as_json = not self._as_json
             else:
                 response = other
-        return parse_token_response(response)
+        found = parse_token_response(response)
+        self._form_proven = True
+        return found
 
     async def _secret(self) -> str:
         if self._service.client_secret_file is not None:
