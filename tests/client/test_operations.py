@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 from datetime import timedelta
 
 import pytest
 
+from ccp import exi
 from ccp.client import (
     AnchorRole,
     AsyncClient,
@@ -15,6 +17,7 @@ from ccp.client import (
     Delivered,
     Dialect,
     MalformedResponseError,
+    Namespace,
     NoContractResponse,
     NotAuthenticatedError,
     NotAuthorisedError,
@@ -30,7 +33,8 @@ from ccp.errors import ConfigurationError, FieldError
 from ccp.server.http.routes import opcp, opnc
 from ccp.x509.certificates import Certificate
 from tests.client.either import KINDS, EitherClient, connect, credentials
-from tests.scripted_server import json_reply, scripted
+from tests.exi.samples import RESPONSE
+from tests.scripted_server import Reply, json_reply, scripted
 from tests.world import AT, SESSION, Pool, b64, new_emaid, new_pcid
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
@@ -277,3 +281,41 @@ def test_roots_of_a_malformed_response_are_refused(kind: str) -> None:
             server.on("/v1/root/rootCerts", json_reply(body))
             with pytest.raises(MalformedResponseError):
                 client.roots()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_messages_are_accepted_as_xml(pool: Pool, kind: str, dialect: Dialect) -> None:
+    with connect(kind, pool.base_url, credentials=credentials(pool, "cps"), dialect=dialect) as cps:
+        for encoded in (lambda data: data, b64):
+            contract = pool.contract(pool.car())
+            named = {"emaid": contract.emaid, "pcid": contract.body["pcid"], "namespace": Namespace.ISO2}
+            document = exi.to_xml(exi.decode(contract.message))
+            assert cps.dry_run(encoded(document), **named).passed
+            assert cps.publish(encoded(document), **named) is None
+            ((stored,),) = pool.sql("select response from contract where emaid = ?", str(contract.emaid))
+            assert bytes(stored) == contract.message
+            with pytest.raises(FieldError, match="in V2G_Message"):
+                cps.publish(encoded(document.replace(b"Body>", b"Other>")), **named)
+
+
+def test_publication_has_the_members_of_the_dialect(kind: str) -> None:
+    message = exi.encode(RESPONSE)
+    # A zero byte after the message, which XML does not preserve.
+    other = message + b"\0"
+    members = {"emaid": "DEEXAC00000001", "pcid": "WEX0TEST000000001", "xsdMsgDefNamespace": str(Namespace.ISO2)}
+    named = {"emaid": members["emaid"], "pcid": members["pcid"], "namespace": Namespace.ISO2, "metadata": "about it"}
+    for dialect, path, data, expected in (
+        (Dialect.OPNC, "/opnc/v1/ccp/signedcontractdata", message,
+         {"certificateInstallationRes": b64(message), "metaData": "about it"}),
+        (Dialect.OPCP, "/v1/ccp/signedContractData", message,
+         {"signedContractDataXML": b64(exi.to_xml(RESPONSE)), "metadata": "about it"}),
+        (Dialect.OPCP, "/v1/ccp/signedContractData", other,
+         {"certificateInstallationRes": b64(other), "metadata": "about it"}),
+        (Dialect.OPCP, "/v1/ccp/signedContractData", b"not EXI",
+         {"certificateInstallationRes": b64(b"not EXI"), "metadata": "about it"}),
+    ):  # fmt: skip
+        with scripted() as server, connect(kind, server.url, token="t", dialect=dialect) as client:
+            server.on(path, Reply(201))
+            client.publish(data, **named)
+            (received,) = server.asked(path)
+            assert json.loads(received.body) == {**members, **expected}

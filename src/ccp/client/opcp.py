@@ -1,18 +1,21 @@
-"""The operations in OPCP, the predecessor of OPNC. Publishing and withdrawing have the same JSON in both.
+"""The operations in OPCP, the predecessor of OPNC. Withdrawing has the same JSON in both.
 
-Source: the clients and pools that speak it.
+Source: OPCP 1.0, and the clients and pools that speak it.
 """
 
 from __future__ import annotations
 
 from urllib.parse import quote
 
+from ccp import exi
 from ccp.client.model import ContractState, Delivered, NoContractResponse, SignedResponse
 from ccp.client.operations import Operations
 from ccp.client.responses import HttpResponse, decode_base64, delivery, limited, parse, parse_certificate, parse_time
 from ccp.client.untrusted_text import MAX_DN, MAX_METADATA
+from ccp.errors import EXIError
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.schemas import opcp
+from ccp.schemas.common import encode_base64
 
 
 class OPCPOperations(Operations):
@@ -25,6 +28,11 @@ class OPCPOperations(Operations):
     @staticmethod
     def _broadcast_header(*, allowed: bool) -> bool:
         return not allowed  # In OPCP the header forbids to ask other pools.
+
+    @staticmethod
+    def _publication_members(message: bytes, root_dn: str | None, metadata: str | None) -> dict[str, str | None]:
+        # There is no member for the root's name.
+        return {**_message_member(message), "metadata": metadata}
 
     def _path_by_emaid(self, emaid: EMAID) -> str:
         return f"/lookupContract/{quote(emaid)}"
@@ -68,3 +76,19 @@ class OPCPOperations(Operations):
         item = parse(opcp.ReceivedProvidedSignedContractData, response)
         message = decode_base64(item.certificateInstallationRes, response)
         return (SignedResponse(emaid, pcid, item.xsdMsgDefNamespace, message, root=item.root),)
+
+
+def _message_member(message: bytes) -> dict[str, str | None]:
+    """The member with the message of a publication: XML, as the description says. message: EXI.
+
+    A pool encodes XML in the standard's form. The signature of a message in another form would not verify, so that one
+    is sent as EXI, which pools like this project's take.
+    """
+    try:
+        decoded = exi.decode(message)
+        is_standard = exi.encode(decoded) == message
+    except EXIError:
+        is_standard = False
+    if not is_standard:
+        return {"certificateInstallationRes": encode_base64(message)}
+    return {"signedContractDataXML": encode_base64(exi.to_xml(decoded))}

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final
 from urllib.parse import quote
 from uuid import UUID
 
+from ccp import exi
 from ccp.client import ocpp, roots
 from ccp.client.calls import Call
 from ccp.client.model import (
@@ -28,7 +29,7 @@ from ccp.client.model import (
 from ccp.client.responses import HttpResponse, parse_nothing, parse_report
 from ccp.client.webhooks import WebhookOperations
 from ccp.errors import EXIError, FieldError
-from ccp.exi.base64_text import message_bytes
+from ccp.exi.base64_text import looks_like_xml, message_bytes
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.schemas.common import Routing, encode_base64
 from ccp.schemas.ocpp import IDEMPOTENCY_KEY, PATH
@@ -128,9 +129,11 @@ class Operations(WebhookOperations, ABC):
     ) -> Call[None]:
         """Store a signed CertificateInstallationRes for a vehicle; it replaces the one stored before.
 
-        message: EXI, or its Base64 as text. root: SHA-256 fingerprint of the V2G root of its signature.
+        message: EXI or XML, or the Base64 of either as text. root: SHA-256 fingerprint of the V2G root of its
+        signature. In OPCP the message is sent as XML, as its description says, unless the signature covers an encoding
+        that XML does not preserve.
         """
-        body = _publication(message, emaid, pcid, namespace, root, root_dn, metadata)
+        body = self._publication(_exi(message), emaid, pcid, namespace, root, root_dn, metadata)
         success = frozenset({200, 201})
         return self._call("PUT", self.contracts_path, parse_nothing, routing, timeout, body=body, success=success)
 
@@ -151,7 +154,7 @@ class Operations(WebhookOperations, ABC):
 
         Send it to opnc-ccp servers only: another server does not know the parameter and stores the message.
         """
-        body = _publication(message, emaid, pcid, namespace, root, root_dn, metadata)
+        body = self._publication(_exi(message), emaid, pcid, namespace, root, root_dn, metadata)
         query = {"dryRun": "true"}
         return self._call("PUT", self.contracts_path, parse_report, routing, timeout, query=query, body=body)
 
@@ -253,12 +256,35 @@ class Operations(WebhookOperations, ABC):
         """Get one of the listed roots by its id. Raises NotFoundError for an unknown one."""
         return self._call("GET", roots.path_of(root_id), roots.parse_root, routing, timeout, base="")
 
+    def _publication(
+        self,
+        message: bytes,
+        emaid: EMAID | str,
+        pcid: PCID | str,
+        namespace: Namespace | str,
+        root: Fingerprint | str | None,
+        root_dn: str | None,
+        metadata: str | None,
+    ) -> dict[str, str | None]:
+        return {
+            **self._publication_members(message, root_dn, metadata),
+            "emaid": str(EMAID.parse(emaid)),
+            "pcid": str(PCID.parse(pcid)),
+            "xsdMsgDefNamespace": Namespace.parse(namespace).value,
+            "cpsV2GRootCertificateFingerprint": None if root is None else str(Fingerprint.parse(root)),
+        }
+
     # What the dialects differ in.
 
     @staticmethod
     @abstractmethod
     def _broadcast_header(*, allowed: bool) -> bool:
         """Return the value of the header `broadcast`."""
+
+    @staticmethod
+    @abstractmethod
+    def _publication_members(message: bytes, root_dn: str | None, metadata: str | None) -> dict[str, str | None]:
+        """Return the members of a publication whose names differ. message: EXI."""
 
     @abstractmethod
     def _path_by_emaid(self, emaid: EMAID) -> str:
@@ -289,24 +315,14 @@ class Operations(WebhookOperations, ABC):
         """Read the response to `signed_contracts`. Raises MalformedResponseError."""
 
 
-def _publication(
-    message: bytes | str,
-    emaid: EMAID | str,
-    pcid: PCID | str,
-    namespace: Namespace | str,
-    root: Fingerprint | str | None,
-    root_dn: str | None,
-    metadata: str | None,
-) -> dict[str, str | None]:
-    return {
-        "certificateInstallationRes": _base64(message),
-        "emaid": str(EMAID.parse(emaid)),
-        "pcid": str(PCID.parse(pcid)),
-        "xsdMsgDefNamespace": Namespace.parse(namespace).value,
-        "cpsV2GRootCertificateFingerprint": None if root is None else str(Fingerprint.parse(root)),
-        "cpsRootDistinguishedName": root_dn,
-        "metaData": metadata,
-    }
+def _exi(message: bytes | str) -> bytes:
+    """EXI of a message in EXI or XML, or in Base64 of either. Raises FieldError."""
+    try:
+        if isinstance(message, str):
+            return message_bytes(message, allow_xml=True)
+        return exi.encode(exi.from_xml(message)) if looks_like_xml(message) else message
+    except EXIError as exc:
+        raise FieldError(f"message : must be EXI or XML, or Base64 as text: {exc}") from exc
 
 
 def _base64(message: bytes | str) -> str:

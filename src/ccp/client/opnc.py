@@ -19,6 +19,7 @@ from ccp.client.responses import (
 from ccp.client.untrusted_text import MAX_DN, MAX_METADATA, MAX_SENTENCE
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.schemas import opnc
+from ccp.schemas.common import encode_base64
 
 
 class OPNCOperations(Operations):
@@ -31,6 +32,14 @@ class OPNCOperations(Operations):
     @staticmethod
     def _broadcast_header(*, allowed: bool) -> bool:
         return allowed
+
+    @staticmethod
+    def _publication_members(message: bytes, root_dn: str | None, metadata: str | None) -> dict[str, str | None]:
+        return {
+            "certificateInstallationRes": encode_base64(message),
+            "cpsRootDistinguishedName": root_dn,
+            "metaData": metadata,
+        }
 
     def _path_by_emaid(self, emaid: EMAID) -> str:
         return f"/contractData/emaid/{quote(emaid)}"
