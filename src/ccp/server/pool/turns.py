@@ -57,9 +57,9 @@ class Turns:
                 f"The message with the vehicle's contract has {min(lengths.values())} characters in Base64; "
                 f"the charging station takes {one_by_one.max_characters}."
             )
-        if request.namespace is Namespace.ISO2:
-            return [(selected[0], None)]
         emaids = list(fitting)
+        if request.namespace is Namespace.ISO2:
+            return [(fitting[emaids[0]], None)]
         if len(emaids) == 1:
             return [(fitting[emaids[0]], 0)]
         turn = await self._store.write(

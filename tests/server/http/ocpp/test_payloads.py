@@ -30,6 +30,7 @@ from tests.server.http.ocpp.payloads import (
     post,
     remaining_in,
 )
+from tests.waiting import wait_until
 from tests.world import AT, SESSION, Pool, b64, expired_car, start
 
 VERSIONS = ["2.0.1", "2.1"]
@@ -287,6 +288,13 @@ def test_operation_is_for_charge_point_operators(pool: Pool, caller: str | None)
         assert sentences(answer, 401)
     else:
         assert sentences(answer, 403) == ["Get15118EVCertificate is for the role cpo."]
+
+
+def test_refused_access_is_audited(pool: Pool) -> None:
+    trace_id = post(pool, payload(pool.car()), "oem").headers["X-Trace-Id"]
+    query = "select subject from audit where trace_id = ?"
+    wait_until(lambda: pool.sql(query, trace_id))
+    assert "Get15118EVCertificate" in pool.sql(query, trace_id)[0][0]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,15 @@ def test_repetition_ends_at_what_the_car_takes(pool: Pool) -> None:
     ]
 
 
+def test_repetition_leaves_out_what_the_station_does_not_take(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    car, emaids = with_contracts(pool, 3)
+    long = emaids[0]
+    monkeypatch.setattr("ccp.server.pool.turns._characters", lambda c, *_: 7504 if c.emaid == long else 4000)
+    answers = [ask(pool, payload(car), "2.0.1") for _ in range(2)]
+    assert [installed(answer, car) for answer in answers] == emaids[1:]
+    assert [remaining_in(answer, car) for answer in answers] == [1, 0]
+
+
 def test_repetition_is_recognised_with_a_new_time_and_a_new_signature(pool: Pool) -> None:
     """Some cars write the current time, or sign again."""
     car, emaids = with_contracts(pool, 3)
