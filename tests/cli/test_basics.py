@@ -74,6 +74,19 @@ def test_print_table_escapes_nothing_and_truncates_nothing(capsys: pytest.Captur
     assert row.rstrip() == f"[red]A[/red] [/oops] [DE]  {'f' * 200}"
 
 
+def test_print_table_on_a_narrow_terminal_is_blocks_with_whole_cells(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    print_table(["name", "fingerprint"], [["One", "f" * 64], ["Two", "e" * 64]])
+    text = capsys.readouterr().out
+    assert text == f"name         One\nfingerprint  {'f' * 64}\n\nname         Two\nfingerprint  {'e' * 64}\n"
+    monkeypatch.setenv("COLUMNS", "90")
+    print_table(["name", "fingerprint"], [["One", "f" * 64]])
+    assert f"One   {'f' * 64}" in capsys.readouterr().out
+
+
 # --- Schema ----------------------------------------------------------------------------------------------------------
 
 
@@ -257,8 +270,8 @@ def test_trust_certificates_are_added_listed_and_removed(database: str, folder: 
     for file in ("chain.pem", "root.der"):
         ccp_ok("trust", "add", file, "--role", "oem")
     assert ccp_ok("trust", "add", "root.der", "--role", "oem", "--role", "v2g").lines == [
-        "known  oem  root  OEM Root CA SIM",
-        "added  v2g  root  OEM Root CA SIM",
+        f"known  oem  root  OEM Root CA SIM  {pki.oem_root.certificate.fingerprint}",
+        f"added  v2g  root  OEM Root CA SIM  {pki.oem_root.certificate.fingerprint}",
     ]
     listed = json.loads(ccp_ok("trust", "list", "--json").out)
     assert [(entry["role"], entry["kind"], entry["label"], entry["source"]) for entry in listed] == [

@@ -92,10 +92,44 @@ def test_trust_add_replaces_the_label(run: Run, tmp_path: Path) -> None:
     certificate = root("One")
     path = pem(tmp_path, "one.pem", certificate, certificate)
     status, out, _ = run("trust", "add", path, "--role", "v2g", "--role", "v2g", "--label", "our first root")
-    assert (status, out) == (0, "added  v2g  root  our first root\n")
+    assert (status, out) == (0, f"added  v2g  root  our first root  {certificate.fingerprint}\n")
     status, out, _ = run("trust", "add", path, "--role", "v2g", "--label", "renamed")
-    assert (status, out) == (0, "known  v2g  root  renamed\n")
+    assert (status, out) == (0, f"known  v2g  root  renamed  {certificate.fingerprint}\n")
     assert [entry["label"] for entry in listed(run)] == ["renamed"]
+
+
+def colons(fingerprint: str) -> str:
+    return ":".join(fingerprint[place : place + 2] for place in range(0, 64, 2)).upper()
+
+
+@pytest.mark.parametrize("form", [str, str.upper, colons, lambda text: f"sha256 Fingerprint={colons(text)}"])
+def test_trust_add_takes_the_expected_fingerprint_only(run: Run, tmp_path: Path, form: Callable[[str], str]) -> None:
+    one, two = root("One"), root("Two")
+    path = pem(tmp_path, "one.pem", one)
+    status, out, err = run("trust", "add", path, "--role", "v2g", "--expect-fingerprint", form(two.fingerprint))
+    assert (status, out) == (1, "")
+    assert f"the certificate's fingerprint is {one.fingerprint}, which is not expected. Nothing was added." in err
+    assert listed(run) == []
+    assert run("trust", "add", path, "--role", "v2g", "--expect-fingerprint", form(one.fingerprint))[0] == 0
+    assert run("trust", "show", form(one.fingerprint))[0] == 0
+    assert run("trust", "remove", form(one.fingerprint), "--yes")[0] == 0
+
+
+def test_trust_add_needs_every_expected_certificate(run: Run, tmp_path: Path) -> None:
+    one, two = root("One"), root("Two")
+    expected = ("--expect-fingerprint", one.fingerprint, "--expect-fingerprint", two.fingerprint)
+    status, _, err = run("trust", "add", pem(tmp_path, "one.pem", one), "--role", "v2g", *expected)
+    assert status == 1
+    assert f"No certificate has the expected fingerprint {two.fingerprint}." in err
+    assert run("trust", "add", pem(tmp_path, "both.pem", one, two), "--role", "v2g", *expected)[0] == 0
+
+
+def test_trust_add_refuses_a_leaf_certificate(run: Run, tmp_path: Path, pkis: dict[str, PKI]) -> None:
+    leaf = pkis["iso2"].cps.certificate
+    status, out, err = run("trust", "add", pem(tmp_path, "leaf.pem", leaf, root("Good")), "--role", "v2g")
+    assert (status, out) == (1, "")
+    assert "is not a CA certificate (basicConstraints)" in err
+    assert listed(run) == []
 
 
 def test_trust_add_warns_of_expiring_certificates(run: Run, tmp_path: Path) -> None:

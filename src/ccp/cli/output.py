@@ -105,22 +105,40 @@ def _without_credentials(value: object) -> object:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table: fitted to a terminal, or one line per row in a file or pipe."""
+    """Print a table. On a terminal that is too narrow for it, print each row as a block with one line for each column.
+
+    A cell is never folded or cut, because other commands take ids and fingerprints from it.
+    """
+    # Text and not str, in which rich would parse brackets as markup.
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
-    # Long cells are folded, never cut: `ccp trust remove` takes the fingerprint from this list.
-    headers = (Column(column, overflow="fold") for column in columns)
-    table = Table(*headers, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(
-            *(Text(printable_line(cell)) for cell in row)
-        )  # Not a str, in which rich would parse brackets as markup.
-    if console().is_terminal:
-        console().print(table)
-    else:
-        Console(width=_ANY_WIDTH).print(table, soft_wrap=True)
+    cells = [[printable_line(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, texts)) for texts in zip(columns, *cells, strict=True)]
+    if console().is_terminal and sum(widths) + 2 * (len(widths) - 1) > console().width:
+        _print_blocks(columns, cells)
+        return
+    table = Table(*(Column(name, no_wrap=True) for name in columns), box=None, pad_edge=False, header_style="bold")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    (console() if console().is_terminal else Console(width=_ANY_WIDTH)).print(table, soft_wrap=True)
+
+
+def cell_len(text: str) -> int:
+    """Return the number of terminal columns of a text."""
+    from rich.cells import cell_len as columns_of
+
+    return columns_of(text)
+
+
+def _print_blocks(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    margin = max(map(len, columns))
+    for number, row in enumerate(rows):
+        if number:
+            typer.echo()
+        for name, cell in zip(columns, row, strict=True):
+            typer.echo(f"{name:<{margin}}  {cell}".rstrip())
 
 
 def with_pool(config: Path | None, use: Callable[[Pool], Coroutine[Any, Any, T]]) -> T:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ccp.cli.fingerprints import parse_fingerprint
 from ccp.cli.output import (
     ConfigOption,
     JsonOption,
@@ -289,7 +290,7 @@ def _check(peer: Peer) -> None:
 
 
 def _roots(texts: Texts) -> frozenset[Fingerprint]:
-    return frozenset(Fingerprint.parse(text, "v2g-root") for text in texts)
+    return frozenset(parse_fingerprint(text, "v2g-root") for text in texts)
 
 
 def _providers(texts: Texts) -> frozenset[ProviderId]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from ccp.cli.output import JsonOption, console, print_json, print_line, print_styled
+
+_PORT: Final = 8020
 
 
 def register(app: typer.Typer) -> None:
@@ -34,16 +38,26 @@ def demo() -> None:
     )
 
 
+def _default_port() -> int:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", _PORT), timeout=1), socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free: int = probe.getsockname()[1]
+        return free
+    return _PORT
+
+
 def sandbox(
     directory: Annotated[Path, typer.Argument(help="A new or empty directory.")],
-    port: Annotated[int, typer.Option(help="Port of the sandbox's pool.")] = 8020,
+    port: Annotated[
+        int | None, typer.Option(help="Port of the sandbox's pool. Default: 8020, or a free one if it is in use.")
+    ] = None,
     store: Annotated[bool, typer.Option("--store", help="Also publish the sample contracts.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Create a test PKI, parties with credentials, sample vehicles and contracts, and a configuration."""
     from ccp.server.sandbox.setup import create
 
-    base_url = f"http://127.0.0.1:{port}"
+    base_url = f"http://127.0.0.1:{_default_port() if port is None else port}"
     with console().status("Creating keys and certificates …"):
         create(directory, base_url, datetime.now(UTC), store_samples=store)
     if as_json:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from cryptography import x509
 
+from ccp.cli.fingerprints import parse_fingerprint
 from ccp.cli.output import (
     ConfigOption,
     JsonOption,
@@ -48,6 +50,10 @@ def add(
     path: Annotated[Path, typer.Argument(help="PEM or DER file, or a directory of them.")],
     role: Annotated[list[AnchorRole], typer.Option(help="v2g, emsp or oem; may be given several times.")],
     label: Annotated[str | None, typer.Option(help="Name for display. Default: the common name.")] = None,
+    expect_fingerprint: Annotated[
+        list[str] | None,
+        typer.Option(help="SHA-256 fingerprint that a certificate must have; for several, several times."),
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,6 +66,8 @@ def add(
     if not files:
         raise ConfigurationError(f"There are no certificates in {path}.")
     refused = list(filter(None, (_refusal(file, certificate) for file, certificate in files)))
+    if expect_fingerprint:
+        refused += _unexpected(files, {parse_fingerprint(text, "expect-fingerprint") for text in expect_fingerprint})
     if refused:
         raise ConfigurationError(*refused)
     found = [
@@ -82,7 +90,7 @@ def add(
         print_json([{**_shown(entry, at), "added": is_new} for entry, is_new in results])
         return
     for entry, is_new in results:
-        print_line(f"{'added' if is_new else 'known'}  {_line(entry)}")
+        print_line(f"{'added' if is_new else 'known'}  {_line(entry)}  {entry.fingerprint}")
     for entry in {entry.fingerprint: entry for entry in found}.values():
         warning = trust.expiry_warning(Certificate.load(entry.certificate), at)
         if warning:
@@ -92,12 +100,32 @@ def add(
 def _refusal(file: Path, certificate: Certificate) -> str | None:
     """Why a certificate is refused; None if it is accepted. Its validity period is no reason: time passes."""
     if not trust_folder.is_self_issued(certificate):
+        basic = certificate.extension(x509.BasicConstraints)
+        if basic is None or not basic.ca:
+            return (
+                f"{file}: {certificate.subject_dn} is not a CA certificate (basicConstraints), and the pool trusts "
+                "only CAs. Nothing was added."
+            )
         return None
     try:
         validate_root(certificate)
     except ChainError as exc:
         return f"{file}: {exc} Nothing was added."
     return None
+
+
+def _unexpected(files: list[tuple[Path, Certificate]], expected: set[Fingerprint]) -> list[str]:
+    """Sentences for certificates whose fingerprint is not expected, and for expected ones that are absent."""
+    found = {certificate.fingerprint: file for file, certificate in files}
+    other = [
+        f"{file}: the certificate's fingerprint is {each}, which is not expected. Nothing was added."
+        for each, file in found.items()
+        if each not in expected
+    ]
+    absent = [
+        f"No certificate has the expected fingerprint {each}. Nothing was added." for each in expected - found.keys()
+    ]
+    return other or sorted(absent)
 
 
 @app.command("list")
@@ -122,12 +150,12 @@ def list_trusted(
 
 @app.command()
 def show(
-    fingerprint: Annotated[str, typer.Argument(help="SHA-256 fingerprint, 64 hexadecimal digits.")],
+    fingerprint: Annotated[str, typer.Argument(help="SHA-256 fingerprint, with or without colons.")],
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a trusted certificate: each role it is trusted for, its names and its validity."""
-    named = Fingerprint.parse(fingerprint, "fingerprint")
+    named = parse_fingerprint(fingerprint)
     at = datetime.now(UTC)
     found = [entry for entry in with_store(config, _read(None)) if entry.fingerprint == named]
     if not found:
@@ -150,14 +178,14 @@ def show(
 
 @app.command()
 def remove(
-    fingerprint: Annotated[str, typer.Argument(help="SHA-256 fingerprint, 64 hexadecimal digits.")],
+    fingerprint: Annotated[str, typer.Argument(help="SHA-256 fingerprint, with or without colons.")],
     role: Annotated[AnchorRole | None, typer.Option(help="Only for this role.")] = None,
     yes: YesOption = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Remove the trust in a certificate. Running workers follow within seconds."""
-    named = Fingerprint.parse(fingerprint, "fingerprint")
+    named = parse_fingerprint(fingerprint)
     confirm(f"Remove the trust in {named}{f' for {role.value}' if role else ''}", yes=yes)
 
     async def change(store: Store) -> list[str]:
