@@ -31,6 +31,7 @@ from tests.server.events.subscriptions import (
     settle,
     subscribed,
 )
+from tests.server.events.webhook_api import subscribe
 from tests.server.external.scripted_server import json_answer, scripted_server
 from tests.server.storage.made import AT, new_database, write
 from tests.world import ISO2, ISO20, Pool, b64, party, start
@@ -205,6 +206,19 @@ def test_root_event_is_listed_among_the_deliveries(pool: Pool, receiver: Receive
     shown = ccp_ok("events", "list", "--state", "delivered", env={"CCP_DATABASE": pool.settings.database}).out
     assert delivery["eventId"] in shown
     pool.change(webhooks.remove(hook.id))
+
+
+@pytest.mark.parametrize("name", ["oem", "emsp", "cpo", "cps", "peer"])
+def test_root_events_reach_a_subscriber_of_each_role(pool: Pool, receiver: Receiver, tmp_path: Path, name: str) -> None:
+    """Subscribed to by the party itself, through the event service."""
+    made = subscribe(pool, name, ADDED, REVOKED, url=f"{receiver.url}/{name}")
+    root = new_root("Root Four")
+    add(pool, tmp_path, root, "v2g")
+    command(pool, "remove", root.fingerprint, "--yes")
+    sent = receiver.wait(f"/{name}", 2)
+    assert [each.kind for each in sent] == [ADDED, REVOKED]
+    assert all(each.is_signed(made["secret"]) for each in sent)
+    pool.change(webhooks.remove(made["id"]))
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
