@@ -19,6 +19,7 @@ from ccp.server.access import token_keys
 from ccp.server.audit.actor import command_actor
 from ccp.server.audit.export import read_export
 from ccp.server.storage import backup as copies
+from ccp.server.storage import retention
 from ccp.server.storage.engine import schema, schema_version
 from ccp.server.storage.engine.inspection import inspect
 from ccp.server.storage.queries.audit import Action, AuditRow, Entry
@@ -34,23 +35,41 @@ def register(app: typer.Typer) -> None:
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(help="File to write; an existing file is replaced at the end.")],
+    target: Annotated[
+        Path, typer.Argument(help="File to write, replaced at the end if it exists; or an existing directory.")
+    ],
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, help="With a directory: keep so many of its backups, and remove older ones afterwards."),
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Copy the SQLite database while the pool runs. The copy is checked and flushed to disk.
 
-    The copy contains the keys that sign tokens and hashes of secrets. It is readable by its owner only; keep it so.
+    In a directory its name is the time: ccp-2026-01-31T020000Z.db. The copy contains the keys that sign tokens and
+    hashes of secrets. It is readable by its owner only; keep it so.
     """
+    if keep is not None and not target.is_dir():
+        raise ConfigurationError(f"--keep needs an existing directory, which {target} is not.")
+    file = target / retention.name_of(datetime.now(UTC)) if target.is_dir() else target
     done = copies.backup(settings.load(config).database, file)
-    if as_json:
-        print_json({"file": str(file), "variants": done.contracts, "bytes": done.size, "schema": done.revision})
-    else:
-        print_line(f"{file}: {done.contracts:,} variants, {done.size:,} bytes, schema {done.revision}, checked.")
+    refusal = None
     try:
         inspect(file)
     except ConfigurationError as exc:
-        print_line(f"warning: {exc} `ccp restore` will refuse it.", err=True)
+        refusal = str(exc)
+    removed = [] if keep is None or refusal is not None else retention.remove_old(target, keep)
+    if as_json:
+        members = {"file": str(file), "variants": done.contracts, "bytes": done.size, "schema": done.revision}
+        print_json(members | ({} if keep is None else {"removed": [str(path) for path in removed]}))
+    else:
+        print_line(f"{file}: {done.contracts:,} variants, {done.size:,} bytes, schema {done.revision}, checked.")
+        for path in removed:
+            print_line(f"removed {path}")
+    if refusal is not None:
+        kept = "" if keep is None else " No older backup was removed."
+        print_line(f"warning: {refusal} `ccp restore` will refuse it.{kept}", err=True)
 
 
 def restore(

@@ -1,0 +1,37 @@
+"""Names of backups in a directory, and the removal of old ones."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from ccp.errors import ConfigurationError
+
+_NAME: Final = re.compile(r"ccp-\d{4}-\d\d-\d\dT\d{6}Z\.db", re.ASCII)
+
+
+def name_of(at: datetime) -> str:
+    """Return the file name of a backup. at: time of the backup; the name has it in UTC, so names sort by time."""
+    return f"ccp-{at.astimezone(UTC):%Y-%m-%dT%H%M%SZ}.db"
+
+
+def remove_old(directory: Path, keep: int) -> list[Path]:
+    """Remove all but the newest backups, by name. Returns the removed files. keep: at least 1.
+
+    Only regular files with the exact name of a backup count; everything else in the directory stays. Raises
+    ConfigurationError.
+    """
+    try:
+        found = sorted(
+            path
+            for path in directory.iterdir()
+            if _NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink()
+        )
+        removed = found[:-keep]
+        for path in removed:
+            path.unlink()
+    except OSError as exc:
+        raise ConfigurationError(f"Old backups in {directory} cannot be removed: {exc.strerror}.") from exc
+    return removed
