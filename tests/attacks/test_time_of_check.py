@@ -71,10 +71,10 @@ class Someone:
 
         self.pool.change(change())
 
-    def knows_of(self, status: int) -> None:
+    def knows_of(self, status: int, path: str = EVENTS) -> None:
         """Wait until the server gives this party the expected answer."""
         deadline = time.monotonic() + 10
-        while self.ask("GET", EVENTS).status_code != status:
+        while self.ask("GET", path).status_code != status:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -214,7 +214,7 @@ def test_party_losing_its_roles_during_its_body_is_refused(pool: Pool) -> None:
         }
         reached(pool, by.token)
         by.loses(roles=frozenset({PartyRole.CPS}), wmis=frozenset(), all_providers=True, provider_ids=frozenset())
-        by.knows_of(403)
+        by.knows_of(403, f"{ADMIN}/parties")
         before = everything(pool)
         for name, request in begun.items():
             if not (name.startswith("PUT") or name == "dry run"):  # That is a CPS's too.
@@ -315,7 +315,7 @@ def test_change_checks_the_party_in_its_transaction(pool: Pool) -> None:
     for name, (method, path, body) in asked.items():
         assert sentences(by.ask(method, path, body), 401) == [TOKEN_NOT_VALID], name
     assert everything(pool) == before
-    pool.sql("update party set enabled = true, roles = '[\"cps\"]' where client_id = ?", by.client_id)
+    pool.sql("update party set enabled = true, roles = '[\"admin\"]' where client_id = ?", by.client_id)
     between = everything(pool)
     for name, (method, path, body) in asked.items():
         assert by.ask(method, path, body).status_code == 403, name
