@@ -51,6 +51,7 @@ def subscribe(
     event_url: Annotated[
         str, typer.Option(help="Address of its webhooks, if it does not follow from the configured one.")
     ] = "",
+    renew: Annotated[bool, typer.Option("--renew", help="Replace the webhook there, and with it the secret.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,6 +74,7 @@ def subscribe(
             now=datetime.now(UTC),
             actor=command_actor(),
             secret=os.environ.get(_SECRET_VARIABLE) or None,
+            renew=renew,
         )
 
     subscription = with_services(config, run)

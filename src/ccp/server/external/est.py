@@ -82,8 +82,8 @@ class ESTServer(ServiceClient):
 
     name = "EST server"
 
-    def __init__(self, connection: ServiceConnection, timeout: float = TIMEOUT) -> None:
-        """timeout: seconds for one exchange.
+    def __init__(self, connection: ServiceConnection, timeout: float | None = None) -> None:
+        """timeout: seconds for one exchange; None: TIMEOUT.
 
         With `est_dialect = "opnc"` in the settings, the server has the paths and parameters of the PKI API of OPNC; by
         default and with "opcp" it has those of RFC 7030.
@@ -91,7 +91,7 @@ class ESTServer(ServiceClient):
         super().__init__(connection)
         given = connection.settings
         self._opnc = "dialect" in given.model_fields_set and given.dialect is Dialect.OPNC
-        self._timeout = timeout
+        self._timeout = TIMEOUT if timeout is None else timeout
         self._slots = KeyedSlots(_MAX_PER_CALLER)
 
     async def ca_certificates(self, selection: CASelection, caller: str) -> tuple[Certificate, ...]:

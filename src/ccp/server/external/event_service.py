@@ -82,16 +82,24 @@ class EventService:
 
     async def find(self, url: str) -> RemoteWebhook | None:
         """The webhook with an address, with its secret if the system reports it. Raises UpstreamError."""
+        for webhook in await self._with_address(url):
+            return webhook if webhook.secret else await self.get(webhook.id)
+        return None
+
+    async def delete_others(self, url: str, kept: str) -> None:
+        """Remove webhooks with an address but for one, by its id. Raises UpstreamError."""
+        for webhook in await self._with_address(url):
+            if webhook.id != kept:
+                await self.delete(webhook.id)
+
+    async def _with_address(self, url: str) -> list[RemoteWebhook]:
         response = await self._call("GET", "")
         if response.status == 404:
-            return None
+            return []
         self._check(response, 200)
         listed = self._parsed(response)
-        for item in listed if isinstance(listed, list) else []:
-            if get_member(item, "url") == url:
-                webhook = self._webhook(item)
-                return webhook if webhook.secret else await self.get(webhook.id)
-        return None
+        items = listed if isinstance(listed, list) else []
+        return [self._webhook(item) for item in items if get_member(item, "url") == url]
 
     async def get(self, webhook_id: str) -> RemoteWebhook | None:
         """A webhook; None if it is not there. Raises UpstreamError."""

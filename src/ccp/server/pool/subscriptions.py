@@ -108,16 +108,22 @@ async def subscribe(
     now: datetime,
     actor: str,
     secret: str | None = None,
+    renew: bool = False,
 ) -> Subscription:
-    """Subscribe to a source, or renew the subscription.
+    """Subscribe to a source, or repair the subscription.
 
-    secret: for a system that does not report the secret of a webhook. Raises UpstreamError, Unavailable;
+    secret: for a system that does not report the secret of a webhook. renew: replace the webhook there, and so its
+    secret; events that are on their way are lost. Raises UpstreamError, Unavailable;
     ConfigurationError if no secret is known.
     """
     url = source.settings.url
     draft = Subscription(str(uuid.uuid4()), source.name, url, None, None, (), now, now)
     before = await store.write(queries.ensure(draft))
+    was_pending = before.endpoint_id is None
     if before.url != url:  # The system has moved: what is known of the webhook belongs to the former address.
+        before = replace(before, endpoint_id=None, secret=None)
+    elif renew and before.endpoint_id is not None:
+        await service.delete(before.endpoint_id)
         before = replace(before, endpoint_id=None, secret=None)
     callback = f"{public_url}{CALLBACK_BASE}/{before.id}"
     webhook, events = await _ensure_webhook(service, before, callback, source.choices)
@@ -134,7 +140,7 @@ async def subscribe(
         yield from queries.put(after)
         return after
 
-    action = Action.SUBSCRIPTION_ADDED if before.endpoint_id is None else Action.SUBSCRIPTION_EDITED
+    action = Action.SUBSCRIPTION_ADDED if was_pending else Action.SUBSCRIPTION_EDITED
     entry = Entry(now, actor, action, {"source": source.name, "subscription": after.id, "events": list(events)})
     return await store.write(with_audit(change(), lambda _: [entry]))
 
@@ -156,6 +162,7 @@ async def _put_webhook(
     service: EventService, before: Subscription, callback: str, events: tuple[str, ...]
 ) -> RemoteWebhook:
     if before.endpoint_id is not None and await service.update(before.endpoint_id, callback, events):
+        await service.delete_others(callback, before.endpoint_id)
         return await service.get(before.endpoint_id) or RemoteWebhook(before.endpoint_id, callback, None)
     # A call that was interrupted may have left a webhook behind.
     left = await service.find(callback)

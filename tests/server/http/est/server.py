@@ -9,13 +9,9 @@ with est_server() as est:
 from __future__ import annotations
 
 import base64
-import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -25,26 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from cryptography.x509.oid import NameOID
 
+from tests.scripted_server import Received, Reply, Scripted, granted, run
 from tests.world import AT
 
 CLIENT_ID, CLIENT_SECRET, TOKEN = "pool-at-est", "secret-at-the-est-server", "token-of-the-est-server"
-
-
-@dataclass
-class Seen:
-    """A request. headers: names in lower case."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: bytes
-
-
-@dataclass
-class Reply:
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
 
 
 class CA:
@@ -91,16 +71,18 @@ def certs_only(*certificates: x509.Certificate) -> Reply:
     return Reply(200, encoded, {"Content-Type": kind, "Content-Transfer-Encoding": "base64", "X-Internal": "host-7"})
 
 
-@dataclass
-class ESTServer:
+class ESTServer(Scripted):
     """answer: None for a server that issues certificates to clients with its current token."""
 
-    url: str
-    ca: CA = field(default_factory=CA)
-    seen: list[Seen] = field(default_factory=list)
-    answer: Callable[[Seen], Reply] | None = None
-    token: str = TOKEN
-    tokens_issued: int = 0
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.ca = CA()
+        self.seen: list[Received] = []
+        self.answer: Callable[[Received], Reply] | None = None
+        self.token = TOKEN
+        self.tokens_issued = 0
+        self.on("/oauth/token", self._token)
+        self.on("/*", self._est)
 
     def settings(self, path: str = "") -> dict[str, Any]:
         """The settings of a pool that uses this server."""
@@ -113,68 +95,40 @@ class ESTServer:
 
     @property
     def last_request(self) -> x509.CertificateSigningRequest:
-        return x509.load_der_x509_csr(base64.b64decode(self.seen[-1].body))
+        return self.read(self.seen[-1])
 
-    def reply(self, seen: Seen) -> Reply:
-        if seen.path == "/oauth/token":
-            form = parse_qs(seen.body.decode())
-            if form.get("client_id") != [CLIENT_ID] or form.get("client_secret") != [CLIENT_SECRET]:
-                return Reply(401)
-            self.tokens_issued += 1
-            granted = b'{"access_token": "%s", "token_type": "Bearer", "expires_in": 3600}' % self.token.encode()
-            return Reply(200, granted, {"Content-Type": "application/json"})
-        self.seen.append(seen)
-        if seen.headers.get("authorization") != f"Bearer {self.token}":
+    def _token(self, request: Received) -> Reply:
+        form = parse_qs(request.body.decode())
+        if form.get("client_id") != [CLIENT_ID] or form.get("client_secret") != [CLIENT_SECRET]:
+            return Reply(401)
+        self.tokens_issued += 1
+        return granted(self.token)
+
+    def _est(self, request: Received) -> Reply:
+        self.seen.append(request)
+        if request.headers.get("authorization") != f"Bearer {self.token}":
             return Reply(401, b"<html>Who are you?</html>", {"Content-Type": "text/html", "WWW-Authenticate": "Basic"})
         if self.answer is not None:
-            return self.answer(seen)
-        parts = seen.path.partition("?")[0].removeprefix("/.well-known").removeprefix("/est").split("/")
-        if "cacerts" in parts and seen.method == "GET":
+            return self.answer(request)
+        parts = request.path.removeprefix("/.well-known").removeprefix("/est").split("/")
+        if "cacerts" in parts and request.method == "GET":
             return certs_only(self.ca.issuer, self.ca.root)
-        if {"simpleenroll", "simplereenroll"} & set(parts) and seen.method == "POST":
-            request = x509.load_der_x509_csr(base64.b64decode(seen.body))
-            assert request.is_signature_valid
-            return certs_only(self.ca.issue(request))
+        if {"simpleenroll", "simplereenroll"} & set(parts) and request.method == "POST":
+            return certs_only(self.ca.issue(self.read(request)))
         return Reply(404, b"<html>Nothing here.</html>", {"Content-Type": "text/html"})
+
+    @staticmethod
+    def read(request: Received) -> x509.CertificateSigningRequest:
+        found = x509.load_der_x509_csr(base64.b64decode(request.body))
+        assert found.is_signature_valid
+        return found
 
 
 @contextmanager
 def est_server() -> Iterator[ESTServer]:
     """Run an EST server for a block."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        timeout = 20
-
-        def _any(self) -> None:
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            body = self.rfile.read(int(headers.get("content-length", 0)))
-            reply = server.reply(Seen(self.command, self.path, headers, body))
-            with contextlib.suppress(OSError):
-                self.send_response(reply.status)
-                for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(reply.body)
-
-        do_GET = do_POST = _any
-
-        def log_message(self, *args: Any) -> None: ...
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        block_on_close = False
-
-    listening = Server(("127.0.0.1", 0), Handler)
-    server = ESTServer(f"http://127.0.0.1:{listening.server_port}")
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with run(ESTServer) as server:
         yield server
-    finally:
-        listening.shutdown()
-        listening.server_close()
-        thread.join(5)
 
 
 def http_date(moment: datetime) -> str:

@@ -61,7 +61,7 @@ def test_enrolment_path_selects_operation_ca_and_edition(
     request = signing_request()
     issued = certificates(enrol(station_pool, request, path))
     assert [one.public_key() for one in issued] == [request.public_key()]
-    assert [(seen.method, seen.path) for seen in est.seen] == [("POST", sent)]
+    assert [(seen.method, seen.target) for seen in est.seen] == [("POST", sent)]
     assert est.last_request == request
     assert est.seen[0].headers["content-type"] == "application/pkcs10"
     assert est.seen[0].headers["content-transfer-encoding"] == "base64"
@@ -79,7 +79,11 @@ def test_enrolment_path_selects_operation_ca_and_edition(
 def test_ca_certificates_path_selects_ca_edition_and_algorithm(
     station_pool: Pool, est: ESTServer, path: str, sent: str
 ) -> None:
-    answer = station_pool.http.get(path, headers={"Authorization": f"Bearer {station_pool.token('cpo')}"})
+    headers = {
+        "Authorization": f"Bearer {station_pool.token('cpo')}",
+        "Content-Transfer-Encoding": "application/pkcs10",
+    }
+    answer = station_pool.http.get(path, headers=headers)
     assert set(certificates(answer)) == {est.ca.issuer, est.ca.root}
     assert [seen.path for seen in est.seen] == [sent]
 
@@ -96,7 +100,7 @@ def test_est_url_with_a_path_is_extended_by_label_and_operation(
 def test_est_server_of_opnc_gets_domain_and_edition_as_parameters(pkis: dict[str, PKI], est: ESTServer) -> None:
     with start(pkis, **est.settings("/opnc/v1/pki"), est_dialect="opnc") as running:
         certificates(enrol(running, signing_request(), "/.well-known/cpo/simpleenroll/ISO15118-20"))
-    assert est.seen[0].path == "/opnc/v1/pki/est/simpleenroll?caDomain=cpo&iso15118Version=ISO15118-20"
+    assert est.seen[0].target == "/opnc/v1/pki/est/simpleenroll?caDomain=cpo&iso15118Version=ISO15118-20"
 
 
 def _wrapped(request: bytes) -> bytes:

@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from ccp.testing.pki import PKI
-from tests.scripted_server import nowhere
+from tests.scripted_server import Reply, nowhere
 from tests.server.http.api.answers import sentences
 from tests.server.http.est.requests import certificates, enrol, signing_request
-from tests.server.http.est.server import ESTServer, Reply, certs_only, est_server, http_date
+from tests.server.http.est.server import ESTServer, certs_only, est_server, http_date
 from tests.world import AT, Pool, start
 
 

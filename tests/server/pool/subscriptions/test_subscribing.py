@@ -19,6 +19,7 @@ from tests.server.pool.subscriptions.system import (
     event_body,
     event_system,
     post_event,
+    subscribe,
 )
 from tests.waiting import wait_until
 from tests.world import Pool, start
@@ -86,18 +87,18 @@ def test_subscribe_creates_a_webhook_in_the_dialect(
 
 
 def test_subscribe_again_changes_nothing(subscriber: Pool, system: EventSystem) -> None:
-    command(subscriber, "ccp neighbour subscribe pcp")
+    subscribe(subscriber, "pcp")
     before, webhook = stored(subscriber), dict(system.webhook)
-    command(subscriber, "ccp neighbour subscribe pcp")
+    subscribe(subscriber, "pcp")
     assert stored(subscriber) == before
     assert {**system.webhook, "description": webhook["description"]} == webhook
 
 
 def test_subscribe_again_repairs_a_webhook_that_was_removed(subscriber: Pool, system: EventSystem) -> None:
-    command(subscriber, "ccp neighbour subscribe pcp")
+    subscribe(subscriber, "pcp")
     first = dict(system.webhook)
     system.webhooks.clear()
-    command(subscriber, "ccp neighbour subscribe pcp")
+    subscribe(subscriber, "pcp")
     assert system.webhook["url"] == first["url"]
     assert system.webhook["secret"] != first["secret"]
     wait_until(lambda: system.send("webhook.ping", {}).status_code == 200)
@@ -108,19 +109,40 @@ def test_subscribe_again_repairs_a_webhook_that_was_removed(subscriber: Pool, sy
 def test_subscribe_after_an_interruption_leaves_one_webhook(
     subscriber: Pool, system: EventSystem, shows: set[str]
 ) -> None:
-    command(subscriber, "ccp neighbour subscribe pcp")
+    subscribe(subscriber, "pcp")
     subscriber.sql("update subscription set endpoint_id = null, secret = null")
     system.shows_secret = shows
-    command(subscriber, "ccp neighbour subscribe pcp")
+    subscribe(subscriber, "pcp")
     assert len(system.webhooks) == 1
     knows(subscriber, system)
+
+
+def test_subscribe_again_removes_a_second_webhook_for_its_address(subscriber: Pool, system: EventSystem) -> None:
+    subscribe(subscriber, "pcp")
+    kept = dict(system.webhook)
+    system.webhooks["left over"] = {**kept, "id": "left over", "secret": "another"}
+    system.webhooks["of another"] = {**kept, "id": "of another", "url": "https://another.example/hook"}
+    subscribe(subscriber, "pcp")
+    assert set(system.webhooks) == {kept["id"], "of another"}
+
+
+def test_subscribe_renew_replaces_webhook_and_secret(subscriber: Pool, system: EventSystem) -> None:
+    system.shows_secret = {"POST"}
+    subscribe(subscriber, "pcp")
+    system.webhook["secret"] = "replaced there"
+    subscribe(subscriber, "pcp")
+    assert system.send("webhook.ping", {}).status_code == 403
+    subscribe(subscriber, "pcp --renew")
+    knows(subscriber, system)
+    actions = subscriber.sql("select action from audit where action like 'subscription.%' order by at, number")
+    assert [action for (action,) in actions] == ["subscription.added", *["subscription.edited"] * 2]
 
 
 def test_subscribe_takes_the_deprecated_name_where_the_current_one_is_unknown(
     subscriber: Pool, system: EventSystem
 ) -> None:
     system.known = {f"mo.prov.cert.{what}" for what in ("updated", "deleted", "updated.factory.reset")}
-    command(subscriber, "ccp neighbour subscribe pcp")
+    subscribe(subscriber, "pcp")
     assert set(system.webhook["enabledEvents"]) == system.known
     system.known = {"something.else"}
     assert command_error(subscriber, "ccp neighbour subscribe pcp").startswith(
@@ -155,7 +177,7 @@ def test_subscribe_needs_a_configured_system_and_a_public_address(subscriber: Po
 
 
 def test_unsubscribe_removes_both_sides(subscriber: Pool, system: EventSystem) -> None:
-    command(subscriber, "ccp neighbour subscribe pcp")
+    subscribe(subscriber, "pcp")
     knows(subscriber, system)
     webhook = dict(system.webhook)
     command(subscriber, "ccp neighbour unsubscribe pcp")
@@ -166,7 +188,7 @@ def test_unsubscribe_removes_both_sides(subscriber: Pool, system: EventSystem) -
 
 
 def test_unsubscribe_from_a_system_that_is_gone_is_local(subscriber: Pool, system: EventSystem) -> None:
-    command(subscriber, "ccp neighbour subscribe pcp")
+    subscribe(subscriber, "pcp")
     system.forget()
     system.on(f"{OPCP}/*", lambda request: system.default.__class__(500))
     assert "status 500" in command_error(subscriber, "ccp neighbour unsubscribe pcp")

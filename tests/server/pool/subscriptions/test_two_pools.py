@@ -26,8 +26,10 @@ EVENTS: dict[str, Any] = {
     "egress_allow_networks": ("127.0.0.0/8",),
     "refresh_interval": 0.05,
 }
-SUBSCRIBER = party("pool-a", PartyRole.CCP, PartyRole.OEM, wmis="WXA")
-"""The first pool as the second one has registered it."""
+PEER = party("pool-a", PartyRole.CCP)
+"""The first pool as the second one has registered it: it may read the roots, and get their events."""
+PEER_OF_OEM = party("pool-a", PartyRole.CCP, PartyRole.OEM, wmis="WXA")
+"""The same, registered for a WMI too: it may get the events of its vehicles' contracts."""
 
 
 @contextmanager
@@ -72,7 +74,7 @@ def trusted_from(pool: Pool, other: Pool) -> int:
 
 
 def test_root_added_at_one_pool_is_used_by_the_other_without_polling(pkis: dict[str, PKI]) -> None:
-    with start(pkis, (SUBSCRIBER,), **EVENTS) as other, root_client(pkis, other, rcp_interval=86_400) as pool:
+    with start(pkis, (PEER,), **EVENTS) as other, root_client(pkis, other, rcp_interval=86_400) as pool:
         trust(other, PKI.generate(AT))
         subscribe(pool, "rcp", **credentials_of(pool))
         wait_until(lambda: trusted_from(pool, other) == 3)  # The next periodic synchronisation is a day away.
@@ -85,7 +87,7 @@ def test_root_added_at_one_pool_is_used_by_the_other_without_polling(pkis: dict[
 
 
 def test_contract_published_at_a_peer_is_found_at_once_after_its_event(pkis: dict[str, PKI]) -> None:
-    with start(pkis, (SUBSCRIBER,), pool_id="pool-b", **EVENTS) as other:
+    with start(pkis, (PEER_OF_OEM,), pool_id="pool-b", **EVENTS) as other:
         database = {"peer_negative_ttl": 3600, "refresh_interval": 0.05}
         with start(pkis, **database) as pool, second_worker(pool) as worker:
             secret = other.world.member("pool-a").secret
