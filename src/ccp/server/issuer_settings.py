@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from ccp.errors import FieldError
+from ccp.errors import ConfigurationError, FieldError
 from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.server.domain.parties import PartyRole
 from ccp.server.domain.token_algorithms import ALGORITHMS
@@ -123,3 +125,17 @@ class IssuerSettings(BaseModel):
         if self.role_map:
             return self.role_map.get(value)
         return PartyRole(value) if value in set(PartyRole) else None
+
+
+def check_prefixes(issuers: Iterable[IssuerSettings]) -> None:
+    """Refuse issuers whose callers could have the same client id.
+
+    A caller's name may contain colons, so the prefix "a" collides with "a:b" as well as with "a". Raises
+    ConfigurationError.
+    """
+    for one, other in permutations(issuers, 2):
+        if f"{other.caller_prefix}:".casefold().startswith(f"{one.caller_prefix}:".casefold()):
+            raise ConfigurationError(
+                f"issuers: client ids of {one.issuer} and {other.issuer} collide: they begin with "
+                f'"{one.caller_prefix}:" and "{other.caller_prefix}:". Give each a different prefix.'
+            )

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterable
 from enum import StrEnum
 from ipaddress import ip_network
-from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -24,7 +22,7 @@ from ccp.errors import ConfigurationError
 from ccp.server import setting_names
 from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch
 from ccp.server.domain.default_contracts import AutomaticDefault
-from ccp.server.issuer_settings import IssuerSettings
+from ccp.server.issuer_settings import IssuerSettings, check_prefixes
 from ccp.server.runtime.redacted_urls import hide_credentials, hide_in_text
 from ccp.server.service_settings import (
     PATHS,
@@ -468,22 +466,8 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     issuers = [entry.issuer for entry in settings.issuers]
     if len({*issuers, settings.public_url}) <= len(issuers):
         raise ConfigurationError("issuers: each needs a unique issuer that differs from base_url.")
-    _check_prefixes(settings.issuers)
+    check_prefixes(settings.issuers)
     return settings
-
-
-def _check_prefixes(issuers: Iterable[IssuerSettings]) -> None:
-    """Refuse issuers whose callers could have the same client id.
-
-    A caller's name may contain colons, so the prefix "a" collides with "a:b" as well as with "a". Raises
-    ConfigurationError.
-    """
-    for one, other in permutations(issuers, 2):
-        if f"{other.caller_prefix}:".casefold().startswith(f"{one.caller_prefix}:".casefold()):
-            raise ConfigurationError(
-                f"issuers: client ids of {one.issuer} and {other.issuer} collide: they begin with "
-                f'"{one.caller_prefix}:" and "{other.caller_prefix}:". Give each a different prefix.'
-            )
 
 
 def _anchor_paths(values: dict[str, Any], folder: Path) -> None:

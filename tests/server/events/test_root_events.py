@@ -20,6 +20,7 @@ from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
 from tests.cli.run import ccp_ok
 from tests.databases import Server, sql
+from tests.scripted_server import json_reply, scripted
 from tests.server.events.receiver import Receiver, receiving, until, webhook
 from tests.server.events.subscriptions import (
     EVERYONE,
@@ -32,7 +33,6 @@ from tests.server.events.subscriptions import (
     subscribed,
 )
 from tests.server.events.webhook_api import subscribe
-from tests.server.external.scripted_server import json_answer, scripted_server
 from tests.server.storage.made import AT, new_database, write
 from tests.world import ISO2, ISO20, Pool, b64, party, start
 
@@ -165,9 +165,9 @@ def test_root_synchronisation_of_two_servers_sends_one_event(
     pkis: dict[str, PKI], receiver: Receiver, tmp_path: Path
 ) -> None:
     root, other = new_root("Listed Root"), new_root("Other Root")
-    with scripted_server() as rcp:
+    with scripted() as rcp:
         listed = [{"caCertificate": b64(each.der), "rootTypeList": ["V2G"]} for each in (root, other)]
-        rcp.answers["/rcp/rootcertificates"] = json_answer({"rootCertificateCollection": listed})
+        rcp.on("/rcp/rootcertificates", json_reply({"rootCertificateCollection": listed}))
         options = {**SETTINGS, "rcp_url": rcp.url + "/rcp", "rcp_interval": 60}
         with (
             start({"iso2": pkis["iso2"]}, refresh_interval=REFRESH, **options) as pool,
@@ -178,7 +178,7 @@ def test_root_synchronisation_of_two_servers_sends_one_event(
             ccp_ok("trust", "sync", env=env)
             until(lambda: len(receiver.sent) == 4)
             del listed[0]
-            rcp.answers["/rcp/rootcertificates"] = json_answer({"rootCertificateCollection": listed})
+            rcp.on("/rcp/rootcertificates", json_reply({"rootCertificateCollection": listed}))
             ccp_ok("trust", "sync", env=env)  # Delisted, but still trusted.
             ccp_ok("trust", "sync", "--prune", env=env)
             until(lambda: len(receiver.sent) == 6)
