@@ -240,6 +240,33 @@ class Server:
         sql(self.url("postgres"), "select pg_promote()")
         aside().forget(f"127.0.0.1:{self.port}/")
 
+    def base_backup(self, folder: Path) -> None:
+        """Copy the running server with pg_basebackup, with what makes the copy consistent."""
+        command = [
+            self._bin / "pg_basebackup", "--pgdata", folder, "--host", "127.0.0.1", "--port", str(self.port),
+            "--username", "ccp", "--checkpoint=fast", "--wal-method=stream", "--no-sync",
+        ]  # fmt: skip
+        made = subprocess.run(command, **self._how, cwd=self._folder, capture_output=True, text=True, check=False)
+        assert made.returncode == 0, made.stdout + made.stderr
+
+    def replace_data(self, backup: Path) -> None:
+        """Put a base backup into the place of the stopped server's data, to be recovered at the next start."""
+        shutil.rmtree(self._data)
+        shutil.copytree(backup, self._data)
+        self._data.chmod(0o700)
+        (self._data / "recovery.signal").touch()
+        if "user" in self._how:
+            for path in (self._data, *self._data.rglob("*")):
+                os.chown(path, self._how["user"], self._how["group"])
+
+    def own_folder(self, name: str) -> Path:
+        """A new folder that the server may write to, beside its data."""
+        made = self._folder / name
+        made.mkdir()
+        if "user" in self._how:
+            os.chown(made, self._how["user"], self._how["group"])
+        return made
+
     def set(self, **settings: str) -> None:
         """Change settings for the next start."""
         self._settings |= settings
