@@ -12,7 +12,7 @@ import pytest
 
 from ccp.server.domain.authorization import role_table
 from ccp.server.domain.parties import PartyRole
-from ccp.server.http.routes import oauth
+from ccp.server.http.routes import oauth, subscribed_events
 from ccp.server.http.routes.opnc import BASE
 from ccp.testing.pki import PKI
 from tests.server.http.api.answers import sentences
@@ -64,7 +64,9 @@ def test_a_challenge_names_the_error_only_where_a_token_was_given(served: Pool, 
 
 def gets(pool: Pool) -> list[str]:
     paths = pool.http.get("/openapi.json").json()["paths"]
-    own = [path.format(emaid=E, pcid=P, id=P, client_id="cpo") for path, item in paths.items() if "get" in item]
+    ids = {"emaid": E, "pcid": P, "id": P, "rootCertificateId": P, "client_id": "cpo"}
+    ids |= {"ca": "cpo", "iso-version": "ISO15118-2", "algorithm": "secp256r1"}
+    own = [path.format(**ids) for path, item in paths.items() if "get" in item]
     return [*own, "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", oauth.JWKS_PATH,
             oauth.METADATA_PATH]  # fmt: skip
 
@@ -208,13 +210,13 @@ def test_every_operation_names_the_roles_that_may_call_it(served: Pool) -> None:
     seen = 0
     for path, item in described["paths"].items():
         for method, operation in item.items():
-            if path == f"{BASE}/events/pcp":
+            if path in (f"{BASE}/events/pcp", subscribed_events.PATH):
                 assert operation["security"] == []
                 continue
             wanted = operation["security"]
             scopes = [each["oauth2"] for each in wanted if "oauth2" in each]
             assert all(len(each) == 1 for each in scopes), (method, path)
-            roles = allowed[operation["operationId"].removeprefix("OPCP")]
+            roles = allowed[operation["operationId"].removeprefix("OPCP").removesuffix("Production")]
             assert {each[0] for each in scopes} == roles, (method, path)
             assert wanted[-1] == {"bearer": []}
             seen += 1

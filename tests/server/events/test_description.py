@@ -16,13 +16,11 @@ from schemathesis.engine import events
 
 from ccp.server.domain.authorization import EventOperation
 from ccp.testing.pki import PKI
-from tests.opcp_description import WEBHOOKS, mended, requires_description
 from tests.server.events.webhook_api import BASE, CREATED, URL, fanned_out, subscribe
 from tests.server.http.api.answers import PATH_TOO_LONG
 from tests.world import Pool, start
 
 PUBLISHED = Path(__file__).resolve().parents[4] / "shared/opnc-spec/apis/event/event.api.v1.json"
-OPCP_BASE = "/v1/webhook/endpoints"
 CHECKS = (
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_headers_conformance",
     "response_schema_conformance",
@@ -110,18 +108,6 @@ def test_event_service_matches_the_published_description(pool: Pool) -> None:
     assert not failures, "\n\n".join(failures)
     for operation, status in SUCCESS.items():
         assert answers[operation, status], (operation, answers)
-
-
-@requires_description
-def test_opcp_webhooks_match_the_published_description(pool: Pool) -> None:
-    schema = schemathesis.openapi.from_dict(mended(WEBHOOKS), config=config(CHECKS, 3, facets=False))
-    answers, failures = explore(pool, schema)
-    assert not failures, "\n\n".join(failures)
-    for operation, status in SUCCESS.items():
-        operation = operation.replace(BASE, OPCP_BASE)
-        assert answers[operation, status], (operation, answers)
-    assert answers[f"POST {OPCP_BASE}", 400]
-    assert answers[f"GET {OPCP_BASE}/{{id}}", 404]
 
 
 def test_event_service_matches_its_own_description(pool: Pool) -> None:
