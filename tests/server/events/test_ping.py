@@ -6,10 +6,15 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ccp.errors import TooManyRequests
+from ccp.server.access.rate_limits import RateLimits
+from ccp.server.access.token_bucket import SharedTokenBucket
+from ccp.server.settings import Settings
 from ccp.server.storage.queries import webhooks
 from ccp.testing.pki import PKI
 from tests.scripted_server import Reply, scripted
@@ -129,6 +134,18 @@ def test_ping_is_limited_per_party_and_minute(receiver: Receiver) -> None:
         assert 1 <= int(refused.headers["retry-after"]) <= 20
         ping(pool, others, "emsp")
     assert len([sent for sent in receiver.sent if sent.path.startswith("/limited/")]) == 4
+
+
+def test_ping_limit_is_shared_by_the_workers_of_a_machine(tmp_path: Path) -> None:
+    SharedTokenBucket.prepare(tmp_path / "limits")
+    config = Settings(event_pings_per_minute=2, rate_limit_file=tmp_path / "limits")
+    one, other = RateLimits(config), RateLimits(config)
+    one.check_ping("oem")
+    other.check_ping("oem")
+    for worker in (one, other):
+        with pytest.raises(TooManyRequests):
+            worker.check_ping("oem")
+        worker.check_ping("emsp")
 
 
 def test_ping_of_a_party_is_one_at_a_time(pool: Pool, receiver: Receiver) -> None:

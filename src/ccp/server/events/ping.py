@@ -2,7 +2,7 @@
 
 A partner chooses the address, so a ping could be used to scan or to flood others. Therefore it reaches public addresses
 only, as a delivery does, tells no more about an unreachable host than a delivery does, and shows nothing of a response
-but its status. A party may send a few pings a minute, one at a time.
+but its status. A party may send a few pings a minute, one at a time in each worker.
 """
 
 from __future__ import annotations
