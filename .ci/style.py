@@ -123,7 +123,7 @@ def main() -> int:
     found = [finding for path in documents() for finding in words(path)]
     for path in sources():
         found += [*words(path), *identifiers(path)]
-        if path.is_relative_to(ROOT / "src"):
+        if path.is_relative_to(ROOT / "src") or path.is_relative_to(ROOT / "tests"):
             found += size(path)
     print("\n".join(found), end="\n" if found else "")
     return 1 if found else 0

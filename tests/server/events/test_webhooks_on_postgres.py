@@ -14,16 +14,18 @@ import pytest
 from ccp.server.domain.parties import PartyRole
 from ccp.testing.pki import PKI
 from tests.databases import Server
-from tests.server.events.test_webhooks import (
-    forget,
-    test_oem_creates_a_webhook_and_gets_its_secret,
+from tests.server.events.test_webhook_changes import (
     test_webhook_changes_are_audited_without_secret_and_path,
     test_webhook_deliveries_accept_extreme_cursors,
     test_webhook_deliveries_are_paged_and_filtered,
     test_webhook_deliveries_show_each_outcome,
     test_webhook_edit_changes_given_fields_and_keeps_the_secret,
-    test_webhook_limit_holds_for_concurrent_requests,
     test_webhook_remove_deletes_pending_deliveries,
+)
+from tests.server.events.test_webhooks import (
+    forget,
+    test_oem_creates_a_webhook_and_gets_its_secret,
+    test_webhook_limit_holds_for_concurrent_requests,
     test_webhooks_of_other_parties_are_not_found,
 )
 from tests.world import Pool, party, start

@@ -13,16 +13,16 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs
 
 import pytest
 import structlog
 from structlog.testing import LogCapture
 
 from ccp.errors import UpstreamError
-from ccp.server.external.access_tokens import ClientCredentials, TokenError, parse_token_response
+from ccp.server.external.access_tokens import ClientCredentials, TokenError
 from ccp.server.external.client_tls import ClientTLS
-from ccp.server.external.outbound import HttpResponse, OutboundClient, OutboundError
+from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.server.external.service_connection import ServiceConnection
 from ccp.server.service_settings import ServiceSettings
 from tests.scripted_server import (
@@ -43,8 +43,13 @@ from tests.tls_files import PrivateCA
 
 T = TypeVar("T")
 
+
 SECRET = "hunter2-of-the-pool"
+
+
 TOKEN = "/oauth/token"
+
+
 ROOTS = "/roots"
 
 
@@ -313,47 +318,6 @@ def test_token_request_that_is_refused_for_its_content_is_not_repeated(
 
     run(server, use)
     assert len(server.asked(TOKEN)) == 1
-
-
-def _response(body: bytes, kind: str = "application/json", status: int = 200) -> HttpResponse:
-    return HttpResponse(status, {"content-type": kind}, body)
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [(3600, 3600), ("3600", 3600), (3599.5, 3599.5), (None, 300), (0, 300), (-5, 300), ("soon", 300), (True, 300),
-     ([], 300), (1, 10), (10**9, 86_400), (10**18, 86_400), ("NaN", 300), ("1e999", 86_400)],
-)  # fmt: skip
-def test_token_response_lifetime_is_bounded(value: Any, seconds: float) -> None:
-    body = json.dumps({"access_token": "t", "expires_in": value, "token_type": "bearer"}).encode()
-    assert parse_token_response(_response(body)) == ("t", seconds)
-
-
-def test_token_response_may_be_a_form_and_omit_members() -> None:
-    form = urlencode({"access_token": "a.b-c", "expires_in": "60"}).encode()
-    assert parse_token_response(_response(form, "application/x-www-form-urlencoded; charset=utf-8")) == ("a.b-c", 60)
-    assert parse_token_response(_response(b'{"access_token":"t"}')) == ("t", 300)
-
-
-@pytest.mark.parametrize(
-    "response",
-    [
-        _response(b'{"access_token":"t"}', status=201),
-        _response(b'{"access_token":""}'),
-        _response(b'{"access_token":5}'),
-        _response(b'{"access_token":"a b"}'),
-        _response('{"access_token":"\u00e9"}'.encode()),
-        _response(b'{"access_token":"a\\r\\nX: y"}'),
-        _response(b'{"access_token":"t","token_type":"mac"}'),
-        _response(b'{"access_token":"t","token_type":5}'),
-        _response(b'["access_token"]'),
-        _response(b""),
-        _response(b"&".join(b"a=b" for _ in range(100)), "application/x-www-form-urlencoded"),
-    ],
-)
-def test_token_response_without_a_usable_token_is_an_error(response: HttpResponse) -> None:
-    with pytest.raises(TokenError):
-        parse_token_response(response)
 
 
 def test_token_and_secret_files_are_read_again_when_they_change(server: Scripted, tmp_path: Path) -> None:

@@ -19,11 +19,13 @@ from tests.server.http.api.test_deliver import (
     test_a_car_gets_its_contract_and_can_install_it,
     test_a_car_gets_the_variant_under_the_v2g_root_that_it_lists,
     test_a_car_that_lists_no_known_root_gets_the_newest_variant,
-    test_a_car_whose_only_contract_has_expired_gets_none,
-    test_a_car_without_a_contract_is_told_so,
     test_a_contract_is_as_old_as_its_first_variant,
     test_an_iso2_car_gets_one_item_only_and_it_is_the_default,
     test_iso20_delivery_order_is_prioritised_then_default_then_oldest,
+)
+from tests.server.http.api.test_deliver_refusals import (
+    test_a_car_whose_only_contract_has_expired_gets_none,
+    test_a_car_without_a_contract_is_told_so,
 )
 from tests.server.http.api.test_publish import (
     test_a_contract_has_one_variant_for_each_namespace_and_v2g_root,
