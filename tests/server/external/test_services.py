@@ -189,6 +189,7 @@ def test_openapi_description_names_the_pcp_event_path(around: Pool) -> None:
     assert operation["operationId"] == "TakeProvisioningEvent"
     assert {each["name"] for each in operation["parameters"]} == {
         "X-Operator-Signature",
+        "X-Operator-Signatures",
         "payload-signature",
         "X-Hubject-Signature",
     }
