@@ -19,7 +19,7 @@ from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import anchors, change_counters
 from ccp.server.trust.anchors import trusted_certificate
-from ccp.server.trust.root_sync import RootSyncResult, root_sync_task, sync_roots
+from ccp.server.trust.root_sync import RootSyncResult, SyncTrigger, root_sync_task, sync_roots
 from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
@@ -215,3 +215,35 @@ def test_root_sync_task_adds_only_and_survives_failures(world: World, monkeypatc
 
     asyncio.run(run())
     assert {fingerprint for _, fingerprint in world.held()} == {c.fingerprint for c in (one, two, gone)}
+
+
+def test_sync_trigger_reads_the_list_once_and_once_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"MAX_FIRST_DELAY": 1e6, "WAKE_DELAY": 0.01, "MIN_GAP": 0.05, "FOLLOW_UP": 0.5}.items():
+        monkeypatch.setattr(f"ccp.server.trust.root_sync._{name}", seconds)
+    world.list(root("One"), "V2G")
+
+    async def run() -> None:
+        store, outbound, trigger = connect(world.url), OutboundClient(), SyncTrigger()
+        await store.open()
+        rcp = RootCertificatePool(connection(outbound, world.fake.url + "/rcp"))
+        background = BackgroundTasks()
+        background.add(root_sync_task(store, rcp, 1e6, lambda: datetime.now(UTC), wake=trigger.wake))
+        try:
+            async with asyncio.timeout(20):
+                for number, name in enumerate(("Two", "Three"), start=1):
+                    for _ in range(1000):
+                        trigger.request()
+                    while len(await store.read(anchors.list_all())) < number:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+                    world.list(root(name), "V2G")  # The pool lists it after its event.
+                while len(await store.read(anchors.list_all())) < 3:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        finally:
+            trigger.close()
+            await background.close()
+            await outbound.close()
+            await store.close()
+
+    asyncio.run(run())
+    # One for each 1,000 requests, and the later one that both share; on a busy machine each has its own.
+    assert len(world.fake.received) // len(AnchorRole) in (3, 4)

@@ -30,6 +30,7 @@ _RETRY_DELAY: Final = 60.0  # After a failure; doubled each time.
 _MAX_RETRY_DELAY: Final = 900.0  # A change may have been announced meanwhile.
 _WAKE_DELAY: Final = 0.2  # Announcements come several at a time.
 _MIN_GAP: Final = 5.0  # Between two synchronisations that were requested out of turn.
+_FOLLOW_UP: Final = 10.0  # Workers of a pool like this one list a new anchor a second after it was added.
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,32 +83,44 @@ async def sync_roots(
 
 
 class SyncTrigger:
-    """Requests synchronisations out of turn, at most one per `_MIN_GAP` however many are requested.
+    """Requests synchronisations out of turn: one soon, and one `_FOLLOW_UP` seconds after the last request.
 
-    A request during a synchronisation leads to another one, because the list may have been read before the change.
+    However many are requested, there is at most one in `_MIN_GAP` seconds. The later one is for a Root Certificate Pool
+    that announces a change before all of its servers list it.
     """
 
     def __init__(self) -> None:
         self.wake: Final = asyncio.Event()
         self._allowed_at = 0.0
+        self._follow_up_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def request(self) -> None:
         """Request a synchronisation: at once, or when the pause after the previous one is over."""
-        if self._timer is not None or self.wake.is_set():
-            return
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_at(max(loop.time(), self._allowed_at), self._fire)
+        now = asyncio.get_running_loop().time()
+        self._follow_up_at = now + _FOLLOW_UP
+        self._schedule(now)
 
     def close(self) -> None:
-        """Forget a request that waits."""
+        """Forget what was requested."""
         if self._timer is not None:
             self._timer.cancel()
 
+    def _schedule(self, at: float) -> None:
+        """Start a synchronisation at a time of the event loop's clock, unless one starts before."""
+        at = max(at, self._allowed_at)
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(at, self._fire)
+
     def _fire(self) -> None:
-        self._timer = None
-        self._allowed_at = asyncio.get_running_loop().time() + _MIN_GAP
+        now = asyncio.get_running_loop().time()
+        self._timer, self._allowed_at = None, now + _MIN_GAP
         self.wake.set()
+        if self._follow_up_at > now:
+            self._schedule(self._follow_up_at)
 
 
 def root_sync_task(
