@@ -31,6 +31,28 @@ def test_signing_request_is_read_with_what_it_says(pkis: dict[str, PKI]) -> None
     assert not request.is_answered_by(pkis["iso2"].v2g_root.certificate)
 
 
+def even_signature() -> bytes:
+    """A request whose signature ends with a zero bit, so that a reader could take that bit for an unused one."""
+    while True:
+        made = (
+            x509.CertificateSigningRequestBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "DE*EXC*E1")]))
+            .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+        )
+        if made.signature[-1] % 2 == 0:
+            return made.public_bytes(Encoding.DER)
+
+
+def test_signing_request_whose_signature_has_unused_bits_is_refused() -> None:
+    request = even_signature()
+    signature = x509.load_der_x509_csr(request).signature
+    place = len(request) - len(signature) - 1
+    assert request[place] == 0
+    read_signing_request(request)
+    with pytest.raises(FieldError):
+        read_signing_request(request[:place] + b"\x01" + request[place + 1 :])
+
+
 def test_signing_request_with_any_byte_changed_or_cut_off_is_refused() -> None:
     for place in range(len(REQUEST)):
         for change in (0x01, 0x20, 0x80, 0xFF):

@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from ccp.errors import FieldError
 from ccp.x509.certificates import Certificate
-from ccp.x509.der import SEQUENCE, explain_rejection
+from ccp.x509.der import SEQUENCE, explain_rejection, signature_has_unused_bits
 from ccp.x509.names import format_dn
 from ccp.x509.parse_errors import parse_errors_as
 
@@ -70,7 +70,7 @@ def read_signing_request(body: bytes) -> SigningRequest:
     ):
         raise FieldError(_NOT_KEY)
     with parse_errors_as(lambda: FieldError("The signature of the certificate signing request cannot be checked.")):
-        valid = parsed.is_signature_valid
+        valid = parsed.is_signature_valid and not signature_has_unused_bits(der)
     if not valid:
         raise FieldError("The signature of the certificate signing request is wrong: it was not made by its key.")
     with parse_errors_as(lambda: FieldError("The subject of the certificate signing request cannot be read.")):
