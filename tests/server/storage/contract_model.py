@@ -55,6 +55,27 @@ class Changes(RuleBasedStateMachine):
     def place(self, emaid: EMAID) -> PCID | None:
         return next((pcid for (other, _, _), (pcid, _) in self.variants.items() if other == emaid), None)
 
+    def held(self, pcid: PCID, *editions: Namespace) -> set[EMAID]:
+        """The vehicle's contracts, of all editions or of some."""
+        return {
+            emaid
+            for (emaid, namespace, _), (place, _) in self.variants.items()
+            if place == pcid and namespace in (editions or Namespace)
+        }
+
+    def contested(self, pcid: PCID) -> set[EMAID]:
+        """The contracts of other providers beside a default that the OEM has not chosen."""
+        default = self.defaults[pcid]
+        if default.emaid is None or (default.chosen and default.emaid.provider == default.provider):
+            return set()
+        return {emaid for emaid in self.held(pcid) if emaid.provider != default.emaid.provider}
+
+    def undeliverable(self, pcid: PCID) -> set[EMAID]:
+        """Of these, those that an ISO 15118-2 vehicle does not get: all, unless there is only one of its edition."""
+        of_edition = self.held(pcid, Namespace.ISO2)
+        is_only_one = len(of_edition) == 1 and self.defaults[pcid].emaid not in of_edition
+        return set() if is_only_one else self.contested(pcid) & of_edition
+
     def forget(self, emaid: EMAID) -> None:
         pcid = self.place(emaid)
         assert pcid is not None
@@ -75,10 +96,16 @@ class Changes(RuleBasedStateMachine):
             self.forget(emaid)
         created = self.place(emaid) is None
         replaced = (emaid, namespace, root) in self.variants
-        others = {other for (other, _, _), (place, _) in self.variants.items() if place == pcid and other != emaid}
+        others = self.held(pcid) - {emaid}
+        contested, undeliverable = self.contested(pcid), self.undeliverable(pcid)
         self.defaults[pcid] = default_after_publication(self.defaults[pcid], emaid, first=created and not others)
         self.variants[emaid, namespace, root] = (pcid, response)
         self.events[pcid].append(("oem.contract.created" if created else "oem.contract.updated", emaid))
+        fresh = self.contested(pcid) - contested
+        if {other.provider for other in fresh} - {other.provider for other in contested}:
+            self.events[pcid].append(("oem.vehicle.contested", emaid if emaid in fresh else min(fresh)))
+        for other in sorted(self.undeliverable(pcid) - undeliverable):
+            self.events[pcid].append(("emsp.contract.undeliverable", other))
         assert published == Published(created, before if before != pcid else None, replaced)
 
     @rule(emaid=emaids)

@@ -191,7 +191,17 @@ def test_contest_of_a_withdrawn_contract_is_forgotten(url: str) -> None:
 def test_contest_leaves_contracts_of_iso20_deliverable(url: str) -> None:
     publish(url, variant(FIRST, namespace=Namespace.ISO20), variant(FOREIGN, namespace=Namespace.ISO20))
     assert contest_events(url) == [("oem.vehicle.contested", FOREIGN)]
+    publish(url, variant(FIRST))
+    assert contest_events(url) == [("oem.vehicle.contested", FOREIGN)]
     publish(url, variant(FOREIGN))
+    assert contest_events(url) == [("oem.vehicle.contested", FOREIGN), ("emsp.contract.undeliverable", FOREIGN)]
+
+
+def test_contest_with_a_default_of_the_other_edition_waits_for_its_variant(url: str) -> None:
+    """An ISO 15118-2 vehicle gets the only contract of its edition."""
+    publish(url, variant(FIRST, namespace=Namespace.ISO20), variant(FOREIGN))
+    assert contest_events(url) == [("oem.vehicle.contested", FOREIGN)]
+    publish(url, variant(FIRST), variant(FIRST), variant(FOREIGN))
     assert contest_events(url) == [("oem.vehicle.contested", FOREIGN), ("emsp.contract.undeliverable", FOREIGN)]
 
 

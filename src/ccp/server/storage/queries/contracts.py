@@ -200,7 +200,7 @@ def publish(
     members = {"contested": True} if contesting else {}
     yield event(kind, emaid, pcid, vehicle, [contract.namespace], **members)
     if contested:
-        yield from _report_contest(contract, vehicle, contested, stored, now)
+        yield from _report_contest(contract, vehicle, default, contested, stored, now)
     same = (emaid, contract.namespace, contract.root_fingerprint)
     replaced = any((other, namespace, root) == same for other, namespace, root in stored)
     moved_from = holder if holder != pcid else None
@@ -209,13 +209,18 @@ def publish(
 
 
 def _report_contest(
-    contract: SignedContract, vehicle: LockedVehicle, contested: frozenset[EMAID], stored: list[Row], now: Now
+    contract: SignedContract,
+    vehicle: LockedVehicle,
+    default: Default,
+    contested: frozenset[EMAID],
+    stored: list[Row],
+    now: Now,
 ) -> Query[None]:
     """Events of a publication that contests its vehicle's default, for the OEM and for the providers that lose by it.
 
-    vehicle: as locked before the publication. contested: the contracts that contest the default now. Each provider and
-    contract is reported once while it contests the default. A vehicle of ISO 15118-20 gets every contract, so only
-    those of ISO 15118-2 are undeliverable.
+    vehicle: as locked before the publication. default, contested: the default now, and the contracts that contest it.
+    Each provider and contract is reported once while it contests the default. A vehicle of ISO 15118-20 gets every
+    contract, and one of ISO 15118-2 the only one of its edition; the others are undeliverable.
     """
     pcid = contract.pcid
     fresh = contested - vehicle.contested
@@ -225,7 +230,11 @@ def _report_contest(
         yield event(EventKind.CONTESTED, emaid, pcid, locked, [contract.namespace], contested=True)
     had = {EMAID(emaid) for emaid, namespace, _ in stored if namespace == Namespace.ISO2}
     has = had | ({contract.emaid} if contract.namespace is Namespace.ISO2 else set())
-    for emaid in sorted((fresh & has) | (contested & (has - had))):
+    if default.emaid not in has and len(has) == 1:
+        return
+    was_only_one = default.emaid not in had and len(had) == 1
+    reported = frozenset() if was_only_one else (contested - fresh) & had
+    for emaid in sorted((contested & has) - reported):
         locked = yield from lock_vehicle(pcid, now)
         reason = UndeliverableReason.CONTESTED.value
         yield event(EventKind.UNDELIVERABLE, emaid, pcid, locked, [Namespace.ISO2], reason=reason)
