@@ -33,11 +33,38 @@ def test_test_modules_share_helper_modules_only() -> None:
     assert imports == [], "move what is shared to a helper module"
 
 
+TEST_NAMES = [
+    (path.relative_to(ROOT), node.name)
+    for path, module in MODULES.items()
+    for node in ast.walk(module)
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+]
+NO_UNITS = {
+    *(
+        "a",
+        "an",
+        "the",
+        "it",
+        "they",
+        "this",
+        "that",
+        "there",
+        "what",
+        "where",
+        "which",
+        "who",
+        "whose",
+        "when",
+        "while",
+    ),
+    *("with", "without", "under", "after", "before", "nothing", "everything", "something", "only", "more", "both"),
+}
+"""Words with which no name of a unit begins: articles, pronouns, conjunctions and prepositions."""
+
+
 def test_test_names_are_shorter_than_80_characters() -> None:
-    functions = (
-        (path, node)
-        for path, module in MODULES.items()
-        for node in ast.walk(module)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
-    )
-    assert [f"{path.relative_to(ROOT)}: {node.name}" for path, node in functions if len(node.name) >= 80] == []
+    assert [f"{path}: {name}" for path, name in TEST_NAMES if len(name) >= 80] == []
+
+
+def test_test_names_begin_with_a_unit() -> None:
+    assert [f"{path}: {name}" for path, name in TEST_NAMES if name.split("_")[1] in NO_UNITS] == []

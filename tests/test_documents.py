@@ -32,13 +32,13 @@ def logged() -> Iterator[str]:
                     yield name.value
 
 
-def test_the_table_of_log_events_names_each_of_them_and_no_other() -> None:
+def test_table_of_log_events_names_each_of_them_and_no_other() -> None:
     listed = {name for row in table(section("The log")) for name in re.findall(r"`([^`]+)`", row[0])}
     # The supervisor of background tasks picks the level first, and then calls the method.
     assert listed == set(logged()) | {"background task failed"}
 
 
-def test_the_table_of_settings_says_each_default() -> None:
+def test_table_of_settings_says_each_default() -> None:
     shown: dict[str, str] = {}
     for row in table((DOCS / "settings.md").read_text("utf-8")):
         names, defaults = (re.findall(r"`([^`]+)`", cell) for cell in row[:2])
@@ -52,7 +52,7 @@ def test_the_table_of_settings_says_each_default() -> None:
     assert {name: shown.get(name) for name in expected} == expected
 
 
-def test_the_settings_of_external_services_stand_in_one_table() -> None:
+def test_settings_of_external_services_stand_in_one_table() -> None:
     text = (DOCS / "settings.md").read_text("utf-8")
     shape = table(text.partition("\n## External services\n")[2].partition("\n## ")[0])
     shown: dict[str, str] = {}
@@ -66,7 +66,7 @@ def test_the_settings_of_external_services_stand_in_one_table() -> None:
     assert set(SERVICES) <= set(Settings.model_fields)
 
 
-def test_the_documents_name_every_background_task() -> None:
+def test_documents_name_every_background_task() -> None:
     names = set()
     for text in SOURCES.values():
         names |= set(re.findall(r"(?:PeriodicTask|\.spawn|\.failed)\(\s*\"([a-z_]+)\"", text))

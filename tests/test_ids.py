@@ -63,7 +63,7 @@ def test_emaids_become_canonical(sent: str, canonical: str) -> None:
         "DE-ICE-" + "A" * 28 + "-A",
     ],
 )
-def test_what_is_no_emaid_is_refused_with_the_published_pattern(sent: str) -> None:
+def test_invalid_emaid_is_refused_with_the_published_pattern(sent: str) -> None:
     with pytest.raises(FieldError, match="emaid : must match"):
         EMAID.parse(sent)
 
@@ -106,7 +106,7 @@ def test_session_ids(sent: str, expected: bytes) -> None:
 
 
 @pytest.mark.parametrize("sent", ["0", "0g", "00" * 9, " 00", "٠٠"])
-def test_what_is_no_session_id_is_refused(sent: str) -> None:
+def test_invalid_session_id_is_refused(sent: str) -> None:
     with pytest.raises(FieldError, match="sessionID"):
         parse_session_id(sent)
 
@@ -122,7 +122,7 @@ def test_any_text_is_an_id_or_a_field_error(text: str) -> None:
 
 
 @given(st.from_regex(r"[A-Z]{2}[A-Z0-9]{12}", fullmatch=True), st.integers(0, 12))
-def test_a_check_digit_notices_a_swap_of_neighbours(emaid: str, place: int) -> None:
+def test_check_digit_notices_a_swap_of_neighbours(emaid: str, place: int) -> None:
     swapped = emaid[:place] + emaid[place + 1] + emaid[place] + emaid[place + 2 :]
     if swapped != emaid:
         assert check_digit(swapped) != check_digit(emaid)

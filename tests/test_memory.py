@@ -73,7 +73,7 @@ def named(text: str) -> set[str]:
     return {f"ccp.{name}" for name in re.findall(r"`([a-z_0-9]+(?:\.\w+)+(?:\(\))?)`", text)}
 
 
-def test_the_table_of_containers_names_each_of_them_and_no_other() -> None:
+def test_table_of_containers_names_each_of_them_and_no_other() -> None:
     text = (DOCS / "memory.md").read_text("utf-8").partition("\n## ")[0]
     listed = set().union(*(named(row[0]) for row in table(text)))
     of_requests = named(text.rpartition("\n\n")[2])

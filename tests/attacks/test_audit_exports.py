@@ -67,7 +67,7 @@ def invented(rows: list[AuditRow], actor: str = "cli:root", **what: Any) -> list
     return queries.erasure_entries(rows, AT, actor, {"kind": "emaid", **what})
 
 
-def test_a_row_blanked_under_an_invented_erasure_is_listed_against_an_export(trail: Trail) -> None:
+def test_row_blanked_under_an_invented_erasure_is_listed_against_an_export(trail: Trail) -> None:
     (victim,) = trail.rows("subject like '%DEEXAA00000003%'")
     trail.blank([victim], *invented([victim]))
     status, verdict = trail.verify()
@@ -111,7 +111,7 @@ def test_erasing_for_real_is_listed_too_and_nothing_is_listed_twice(trail: Trail
     assert ccp("audit", "verify", later, "--against", trail.kept, *trail.config).status == 3
 
 
-def test_an_invented_erasure_cannot_blank_what_names_no_contract(trail: Trail) -> None:
+def test_invented_erasure_cannot_blank_what_names_no_contract(trail: Trail) -> None:
     (anchor,) = trail.rows("action = 'anchor.added'")
     trail.blank([anchor], *invented([anchor]))
     status, verdict = trail.against()
@@ -141,7 +141,7 @@ def test_one_invented_erasure_cannot_blank_rows_of_several_contracts(trail: Trai
         {"subject": {"kind": "emaid", "rows": 2}},
     ],
 )
-def test_a_row_that_the_erase_command_cannot_have_written_covers_nothing(trail: Trail, changes: dict[str, Any]) -> None:
+def test_row_that_the_erase_command_cannot_have_written_covers_nothing(trail: Trail, changes: dict[str, Any]) -> None:
     victims = trail.rows(f"lane = {LANE} and number = 2")
     (erasure,) = invented(victims)
     fields = {name: getattr(erasure, name) for name in ("at", "actor", "action", "subject", "outcome")}
@@ -155,7 +155,7 @@ def test_a_row_that_the_erase_command_cannot_have_written_covers_nothing(trail: 
     assert verdict["broken"] == [{"lane": LANE, "number": 2, "why": "its subject was removed, and no erasure lists it"}]
 
 
-def test_an_erasure_covers_no_row_that_came_after_it(trail: Trail) -> None:
+def test_erasure_covers_no_row_that_came_after_it(trail: Trail) -> None:
     class Made(Entry):
         lane = LANE  # type: ignore[assignment]
 
@@ -167,7 +167,7 @@ def test_an_erasure_covers_no_row_that_came_after_it(trail: Trail) -> None:
     assert trail.verify()[0] == 1
 
 
-def test_an_audit_export_is_for_its_owner_alone_and_follows_no_link(trail: Trail, tmp_path: Path) -> None:
+def test_audit_export_is_for_its_owner_alone_and_follows_no_link(trail: Trail, tmp_path: Path) -> None:
     assert stat.S_IMODE(trail.kept.stat().st_mode) == 0o600
     link, target = tmp_path / "link.jsonl", tmp_path / "target"
     link.symlink_to(target)

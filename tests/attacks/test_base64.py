@@ -75,7 +75,7 @@ def test_white_space_in_base64_is_accepted_by_put_post_import_and_dry_run(pool: 
         assert pool.stored(line.emaid) == 1
 
 
-def test_what_is_not_base64_is_named_alike_by_put_post_and_import(pool: Pool, tmp_path: Path) -> None:
+def test_invalid_base64_is_named_alike_by_put_post_and_import(pool: Pool, tmp_path: Path) -> None:
     car = pool.car()
     contract, request = pool.contract(car), car.request(SESSION, AT)
     bodies, reported = [], []

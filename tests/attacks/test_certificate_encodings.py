@@ -47,7 +47,7 @@ def sent_instead(old: Certificate, new: bytes) -> Callable[[bytes], bytes]:
 # --- Unused bits ---
 
 
-def test_a_sub_ca_whose_signature_claims_an_unused_bit_is_refused(pool: Pool) -> None:
+def test_sub_ca_whose_signature_claims_an_unused_bit_is_refused(pool: Pool) -> None:
     pki = pool.pki()
     sub2 = pki.cps.sub_cas[0]
     changed = unused_bit(sub2, pki.cps_sub1.key)
@@ -56,7 +56,7 @@ def test_a_sub_ca_whose_signature_claims_an_unused_bit_is_refused(pool: Pool) ->
     assert 'The signature or public key of certificate \\"CPS Sub2 CA SIM\\" claims unused bits.' in answer.text
 
 
-def test_a_provisioning_service_whose_signature_claims_an_unused_bit_is_refused(pool: Pool) -> None:
+def test_provisioning_service_whose_signature_claims_an_unused_bit_is_refused(pool: Pool) -> None:
     pki = pool.pki()
     answer = put(pool, pki, sent_instead(pki.cps.certificate, unused_bit(pki.cps.certificate, pki.cps_sub2.key)))
     assert answer.status_code == 400, answer.text
@@ -64,7 +64,7 @@ def test_a_provisioning_service_whose_signature_claims_an_unused_bit_is_refused(
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_a_contract_whose_key_is_no_point_on_its_curve_is_refused(pool: Pool, edition: str) -> None:
+def test_contract_whose_key_is_no_point_on_its_curve_is_refused(pool: Pool, edition: str) -> None:
     """Nothing here uses that key, and OpenSSL does not read it."""
     pki, car, emaid = pool.pki(edition), pool.car(edition), new_emaid()
     bundle = issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT)
@@ -89,7 +89,7 @@ def authority(named: Certificate) -> bytes:
     return der(0x30, der(0xA1, der(0xA4, der(0x30, named.issuer_name))) + der(0x82, number))
 
 
-def test_a_sub_ca_renewed_with_the_same_key_is_not_the_one_that_is_named(pool: Pool) -> None:
+def test_sub_ca_renewed_with_the_same_key_is_not_the_one_that_is_named(pool: Pool) -> None:
     pki = pool.pki()
     old, sub1 = pki.cps.sub_cas
     renewed = forge(old, pki.cps_sub1.key, lambda tbs: setattr(tbs, "serial_number", old.serial_number + 1))
@@ -117,7 +117,7 @@ def in_other_letters(issuer: Credential) -> Callable[[Any], None]:
     return lambda tbs: setattr(tbs, "issuer", tlv(0x30, respelled(issuer.certificate.subject_name)))
 
 
-def test_a_provisioning_service_whose_issuer_is_written_otherwise_publishes(pool: Pool) -> None:
+def test_provisioning_service_whose_issuer_is_written_otherwise_publishes(pool: Pool) -> None:
     pki = pool.pki()
     answer = put(pool, replace(pki, cps=reissued(pki.cps, pki.cps_sub2, in_other_letters(pki.cps_sub2))))
     assert answer.status_code == 201, answer.text
@@ -132,7 +132,7 @@ def test_cars_of_a_ca_that_changed_its_string_type_get_their_contracts(pool: Poo
     assert pool.ask(car)[0]["emaid"] == contract.emaid
 
 
-def test_an_issuer_that_is_another_by_value_is_refused(pool: Pool) -> None:
+def test_issuer_that_is_another_by_value_is_refused(pool: Pool) -> None:
     pki = pool.pki()
     other = subject_name("CPS Sub 2 CA SIM").public_bytes()[2:]
     leaf = forge(pki.cps.certificate, pki.cps_sub2.key, lambda tbs: setattr(tbs, "issuer", tlv(0x30, other)))
@@ -143,7 +143,7 @@ def test_an_issuer_that_is_another_by_value_is_refused(pool: Pool) -> None:
 
 @pytest.mark.parametrize("tag", [0x02, 0x03, 0x04, 0x30], ids=["INTEGER", "BIT STRING", "OCTET STRING", "SEQUENCE"])
 @pytest.mark.parametrize("field", ["issuer", "subject"])
-def test_a_strange_value_in_a_name_is_an_error_of_ours(pool: Pool, tag: int, field: str) -> None:
+def test_strange_value_in_a_name_is_an_error_of_ours(pool: Pool, tag: int, field: str) -> None:
     pki = pool.pki()
     value = der(tag, der(0x0C, b"x") if tag == 0x30 else b"\0CPS")
     odd = der(0x31, der(0x30, bytes.fromhex("0603550403") + value))
@@ -165,7 +165,7 @@ def test_a_strange_value_in_a_name_is_an_error_of_ours(pool: Pool, tag: int, fie
 
 
 @pytest.mark.parametrize("what", ["contract", "provisioning service", "vehicle"])
-def test_an_extension_that_raises_a_key_error_is_unreadable(pool: Pool, what: str) -> None:
+def test_extension_that_raises_a_key_error_is_unreadable(pool: Pool, what: str) -> None:
     """A TLS feature that the library has no name for: it looks it up in a table without asking whether it is there."""
     pki, feature = pool.pki(), bytes.fromhex("3003020107")
 
@@ -199,7 +199,7 @@ def test_an_extension_that_raises_a_key_error_is_unreadable(pool: Pool, what: st
 # --- What the sentence says ---
 
 
-def test_a_critical_that_is_false_explicitly_is_named(pool: Pool) -> None:
+def test_critical_that_is_false_explicitly_is_named(pool: Pool) -> None:
     pki = pool.pki()
     sub2 = pki.cps.sub_cas[0]
     plain, explicit = bytes.fromhex("0603551d0e04"), bytes.fromhex("0603551d0e01010004")
@@ -228,7 +228,7 @@ def _grown_short(raw: bytes, at: int, by: int) -> bytes:
     return raw[:place] + bytes((raw[place] + by,)) + raw[place + 1 :]
 
 
-def test_more_roots_than_a_message_may_list_are_named(pool: Pool) -> None:
+def test_root_list_beyond_the_limit_is_named(pool: Pool) -> None:
     """The encoder writes the 21st root by the code that ends the list, as one that counts no items does."""
     car = pool.car()
     request = decode(car.request(SESSION, AT))

@@ -85,7 +85,7 @@ def database(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {"database": server.database()}
 
 
-def test_nothing_is_purged_while_the_clock_is_ahead_and_everything_goes_on_after_it(
+def test_purge_stops_while_the_clock_is_ahead_and_resumes_after_it(
     pkis: dict[str, PKI], database: dict[str, Any]
 ) -> None:
     options: dict[str, Any] = {
@@ -152,7 +152,7 @@ def fresh_token(pool: Pool, name: str) -> str:
     return token
 
 
-def test_a_token_from_the_future_is_refused_by_a_worker_that_never_saw_it(pkis: dict[str, PKI]) -> None:
+def test_token_from_the_future_is_refused_by_a_worker_that_never_saw_it(pkis: dict[str, PKI]) -> None:
     with jumping(pkis) as (pool, clock):
         clock.ahead = JUMP
         future = fresh_token(pool, "cpo")
@@ -164,7 +164,7 @@ def test_a_token_from_the_future_is_refused_by_a_worker_that_never_saw_it(pkis: 
         assert post(pool, near).status_code == 400
 
 
-def test_a_foreign_token_from_the_future_is_not_good_for_being_remembered(pkis: dict[str, PKI]) -> None:
+def test_foreign_token_from_the_future_is_not_good_for_being_remembered(pkis: dict[str, PKI]) -> None:
     with fake_issuer() as fake:
         issuers = (fake.entry(),)
         with jumping(pkis, issuers=issuers, egress_allow_networks=("127.0.0.0/8",)) as (pool, clock):
@@ -177,7 +177,7 @@ def test_a_foreign_token_from_the_future_is_not_good_for_being_remembered(pkis: 
             assert sentences(post(pool, future), 401) == [TOKEN_NOT_VALID]
 
 
-def test_a_key_of_the_future_does_not_keep_keys_from_being_rotated(tmp_path: Path) -> None:
+def test_key_of_the_future_does_not_keep_keys_from_being_rotated(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     old = token_keys.new_key(AT - timedelta(days=31))
     write(url, signing_keys.ensure(old))
@@ -251,7 +251,7 @@ def test_lists_and_certificates_that_a_clock_put_off_for_years_are_due_now(
 # --- The database's clock, and processes -----------------------------------------------------------------------------
 
 
-def test_a_clock_that_differs_from_the_databases_is_implausible_from_the_start(postgres: Server) -> None:
+def test_clock_that_differs_from_the_databases_is_implausible_from_the_start(postgres: Server) -> None:
     url = postgres.database()
 
     async def ask(ahead: timedelta) -> datetime:
@@ -287,7 +287,7 @@ def under_faketime(folder: Path) -> Iterator[Path]:
 
 
 @needs_faketime
-def test_a_server_whose_machine_jumps_ahead_keeps_its_contracts_and_says_so(tmp_path: Path) -> None:
+def test_server_whose_machine_jumps_ahead_keeps_its_contracts_and_says_so(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ccp.db"
     schema.upgrade(url)
     for number in range(5):
@@ -376,7 +376,7 @@ def test_commands_with_sqlite_have_no_second_clock_to_ask(tmp_path: Path) -> Non
 # --- Processes that begin while the clock is wrong -------------------------------------------------------------------
 
 
-def test_a_worker_that_begins_while_the_clock_is_ahead_purges_nothing(
+def test_worker_that_begins_while_the_clock_is_ahead_purges_nothing(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(clock._BEGAN, "")

@@ -155,7 +155,7 @@ def test_request_in_progress_is_never_closed_for_a_new_connection(small: Pool, m
                 assert status(raw, form) == 401
 
 
-def test_the_address_with_the_most_idle_connections_loses_its_oldest_first(small: Pool) -> None:
+def test_address_with_the_most_idle_connections_loses_its_oldest_first(small: Pool) -> None:
     first, second, third = ATTACKERS[:3]
     with ExitStack() as stack:
 
@@ -334,7 +334,7 @@ def started(tmp_path: Path, soft: int, hard: int) -> tuple[str, int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="limits of a process are looked up in /proc")
-def test_the_limit_of_descriptors_is_raised_to_what_connections_need(tmp_path: Path) -> None:
+def test_limit_of_descriptors_is_raised_to_what_connections_need(tmp_path: Path) -> None:
     printed, soft = started(tmp_path, 256, 4096)
     assert soft == 1000 + 64 + 10 + 256
     assert f'"file_descriptors":{soft}' in printed

@@ -115,7 +115,7 @@ def test_every_command_works_behind_a_pooler_and_leaves_nothing_on_its_sessions(
     ccp_ok("db", "upgrade", env=env)
 
 
-def test_a_pool_behind_a_pooler_publishes_and_delivers_for_many_at_once(
+def test_pool_behind_a_pooler_publishes_and_delivers_for_many_at_once(
     pooled: tuple[str, str], pkis: dict[str, PKI]
 ) -> None:
     url, direct = pooled
@@ -154,7 +154,7 @@ def test_a_pool_behind_a_pooler_publishes_and_delivers_for_many_at_once(
     assert sql(direct, "select count(*) from contract") == [(24,)]
 
 
-def test_a_server_without_a_pooler_is_told_from_one_with(pooled: tuple[str, str], postgres: Server) -> None:
+def test_server_without_a_pooler_is_told_from_one_with(pooled: tuple[str, str], postgres: Server) -> None:
     async def found(url: str) -> bool:
         store = connect(url)
         await store.open()
@@ -167,7 +167,7 @@ def test_a_server_without_a_pooler_is_told_from_one_with(pooled: tuple[str, str]
     assert [asyncio.run(found(each)) for each in (url, direct)] == [True, False]
 
 
-def test_a_pooler_that_hides_itself_is_found_by_the_servers_answers(
+def test_pooler_that_hides_itself_is_found_by_the_servers_answers(
     pooled: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def never(connection: Any) -> bool:
@@ -194,7 +194,7 @@ def test_a_pooler_that_hides_itself_is_found_by_the_servers_answers(
     asyncio.run(use())
 
 
-def test_a_silent_server_behind_a_pooler_is_refused_at_once_and_found_again(
+def test_silent_server_behind_a_pooler_is_refused_at_once_and_found_again(
     pooled: tuple[str, str], postgres: Server
 ) -> None:
     url, _ = pooled

@@ -118,9 +118,7 @@ def refused(url: str) -> str:
 @pytest.mark.parametrize(
     "query", ["sslmode=verify-full", "sslrootcert=system", "sslmode=verify-full&sslrootcert=system"]
 )
-def test_without_a_file_of_cas_those_of_the_system_count(
-    secured: Secured, monkeypatch: pytest.MonkeyPatch, query: str
-) -> None:
+def test_system_cas_count_without_a_file_of_cas(secured: Secured, monkeypatch: pytest.MonkeyPatch, query: str) -> None:
     sentence = refused(f"{secured.url}?{query}")
     assert sentence == (
         "The database server's certificate is not accepted: unable to get local issuer certificate. "
@@ -133,7 +131,7 @@ def test_without_a_file_of_cas_those_of_the_system_count(
 
 
 @pytest.mark.parametrize("mode", ["verify-full", "verify-ca"])
-def test_a_file_of_cas_counts_alone(secured: Secured, tmp_path: Path, mode: str) -> None:
+def test_file_of_cas_counts_alone(secured: Secured, tmp_path: Path, mode: str) -> None:
     used(f"{secured.url}?sslmode={mode}&sslrootcert={secured.ca}")
     other = generate_private_key(SECP256R1())
     (tmp_path / "other.pem").write_bytes(signed("Other CA", other, "Other CA", other, ca=True))
@@ -145,13 +143,13 @@ def test_a_file_of_cas_counts_alone(secured: Secured, tmp_path: Path, mode: str)
     assert sentence == f"There is no file {nowhere} with the CAs of the database server's certificate."
 
 
-def test_the_name_in_the_certificate_has_to_be_the_hosts(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_in_the_certificate_has_to_be_the_hosts(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(secured.ca))
     url = secured.url.replace("127.0.0.1", "localhost")
     assert "ostname mismatch" in refused(f"{url}?sslmode=verify-full")
 
 
-def test_a_mode_that_would_accept_any_server_is_refused(secured: Secured) -> None:
+def test_mode_that_would_accept_any_server_is_refused(secured: Secured) -> None:
     assert refused(f"{secured.url}?sslmode=verify-ca").startswith("sslmode=verify-ca needs sslrootcert=FILE; ")
     assert refused(f"{secured.url}?sslmode=require&sslrootcert=system") == (
         "sslrootcert=system goes with sslmode=verify-full."

@@ -85,7 +85,7 @@ def is_ours(found: object) -> bool:
 
 
 @pytest.mark.parametrize("name", ACTS)
-def test_a_request_leaves_nothing_for_the_garbage_collector(pool: Pool, name: str) -> None:
+def test_request_leaves_nothing_for_the_garbage_collector(pool: Pool, name: str) -> None:
     chance = random.Random(name)
     for _ in range(3):
         ACTS[name](pool, chance)
@@ -121,7 +121,7 @@ def connect(pool: Pool, data: bytes, *, reset: bool) -> None:
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize("name", CONNECTIONS)
-def test_a_connection_leaves_nothing_for_the_garbage_collector(pool: Pool, name: str, reset: bool) -> None:
+def test_connection_leaves_nothing_for_the_garbage_collector(pool: Pool, name: str, reset: bool) -> None:
     connect(pool, CONNECTIONS[name], reset=reset)
     with collected() as found:
         before = {id(each) for each in gc.get_objects() if isinstance(each, Connection)}

@@ -45,7 +45,7 @@ PROTECTED = [
 
 
 @pytest.mark.parametrize(("method", "path"), PROTECTED)
-def test_a_challenge_names_the_error_only_where_a_token_was_given(served: Pool, method: str, path: str) -> None:
+def test_challenge_names_the_error_only_where_a_token_was_given(served: Pool, method: str, path: str) -> None:
     for authorization, challenge in (
         (None, "Bearer"),
         ("Bearer", "Bearer"),
@@ -185,7 +185,7 @@ def test_suggested_path_is_percent_encoded(served: Pool) -> None:
 # --- The description -------------------------------------------------------------------------------------------------
 
 
-def test_the_description_says_where_the_pool_is_and_how_to_authenticate(served: Pool) -> None:
+def test_description_says_where_the_pool_is_and_how_to_authenticate(served: Pool) -> None:
     described = served.http.get("/openapi.json").json()
     assert described["servers"] == [{"url": served.settings.public_url}]
     schemes = described["components"]["securitySchemes"]

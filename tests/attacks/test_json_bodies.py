@@ -72,7 +72,7 @@ SYNTAX: list[tuple[bytes, str]] = [
 
 
 @pytest.mark.parametrize(("content", "sentence"), SYNTAX, ids=range(len(SYNTAX)))
-def test_what_is_not_json_is_refused_with_its_position_at_every_operation(
+def test_invalid_json_is_refused_with_its_position_at_every_operation(
     pool: Pool, content: bytes, sentence: str
 ) -> None:
     for method, path in OPERATIONS:
@@ -80,7 +80,7 @@ def test_what_is_not_json_is_refused_with_its_position_at_every_operation(
         assert sentences(answer, 400) == [f"The body is not JSON: {sentence}"], (method, path)
 
 
-def test_the_token_endpoint_reads_json_as_strictly(pool: Pool) -> None:
+def test_token_endpoint_reads_json_as_strictly(pool: Pool) -> None:
     credentials = {"grant_type": "client_credentials", "client_id": "cpo"}
     good = json.dumps({**credentials, "client_secret": pool.world.member("cpo").secret})
     json_type = {"Content-Type": "application/json"}
@@ -108,7 +108,7 @@ def test_json_that_is_no_object_is_named(pool: Pool, value: Any, kind: str) -> N
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip", "x-unknown"])
-def test_a_content_coding_is_415_at_every_operation_that_reads_a_body(pool: Pool, coding: str) -> None:
+def test_content_coding_is_415_at_every_operation_that_reads_a_body(pool: Pool, coding: str) -> None:
     contract = pool.contract(pool.car())
     plain = json.dumps(contract.body).encode()
     content = {"gzip": gzip.compress(plain), "deflate": zlib.compress(plain)}.get(coding, plain)
@@ -128,7 +128,7 @@ def test_identity_is_no_coding(pool: Pool) -> None:
     assert pool.cps.put("/signedcontractdata", json=contract.body, headers=headers).status_code == 201
 
 
-def test_a_member_that_is_given_twice_is_refused_and_nothing_is_stored(pool: Pool) -> None:
+def test_member_that_is_given_twice_is_refused_and_nothing_is_stored(pool: Pool) -> None:
     first, second = pool.contract(pool.car()), pool.contract(pool.car())
     body = json.dumps(first.body)
     name, other = '"emaid"', json.dumps(str(second.emaid))
@@ -150,7 +150,7 @@ def test_a_member_that_is_given_twice_is_refused_and_nothing_is_stored(pool: Poo
     assert pool.cps.put("/signedcontractdata", json=tricky).status_code == 201
 
 
-def test_a_vehicles_request_with_a_member_twice_is_refused(pool: Pool) -> None:
+def test_vehicles_request_with_a_member_twice_is_refused(pool: Pool) -> None:
     car = pool.car()
     pool.publish(car)
     body = post_body(car.request(SESSION, AT), str(car.namespace))
@@ -162,7 +162,7 @@ def test_a_vehicles_request_with_a_member_twice_is_refused(pool: Pool) -> None:
     assert pool.cpo.post("/signedcontractdata", content=text.encode()).status_code == 200
 
 
-def test_an_admins_change_with_a_member_twice_is_refused(pool: Pool) -> None:
+def test_admins_change_with_a_member_twice_is_refused(pool: Pool) -> None:
     path = f"{ADMIN}/parties/small_cps"
     before = send(pool, "GET", path, b"").json()
     content = b'{"all_providers": false, "name": "one", "name": "two"}'
@@ -204,7 +204,7 @@ def test_missing_and_null_are_told_apart_and_unknown_members_named(
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "123456789012345678901234567890"])
-def test_a_number_that_cannot_be_kept_is_refused_in_metadata(pool: Pool, number: str) -> None:
+def test_number_that_cannot_be_kept_is_refused_in_metadata(pool: Pool, number: str) -> None:
     """Not kept as null."""
     body = f'{{"url": "https://8.8.8.8/", "enabledEvents": "oem.contract.created", "metadata": {{"a": [{number}]}}}}'
     answer = send(pool, "POST", EVENTS, body.encode())
@@ -250,7 +250,7 @@ OTHERS = st.text(max_size=9).filter(lambda name: name != "metadata")
 
 
 @given(st.dictionaries(OTHERS, JSON, max_size=4), st.booleans(), st.sampled_from([None, 1]))
-def test_a_body_without_repeated_members_is_read_whatever_else_it_has(
+def test_body_without_repeated_members_is_read_whatever_else_it_has(
     more: dict[str, Any], escaped: bool, indent: int | None
 ) -> None:
     content = json.dumps({**more, **MEMBERS}, ensure_ascii=escaped, indent=indent).encode()
@@ -262,7 +262,7 @@ def test_a_body_without_repeated_members_is_read_whatever_else_it_has(
     st.lists(st.tuples(st.sampled_from(["a", "b", *MEMBERS, "metadata"]), st.text(max_size=5)), max_size=4),
     st.booleans(),
 )
-def test_a_name_that_is_there_twice_is_found_wherever_it_is(more: list[tuple[str, str]], escaped: bool) -> None:
+def test_name_that_is_there_twice_is_found_wherever_it_is(more: list[tuple[str, str]], escaped: bool) -> None:
     members = [*MEMBERS.items(), *more]
 
     def written(name: str) -> str:

@@ -131,7 +131,7 @@ def test_many_client_ids_are_counted_one_by_one_where_the_address_is_not_known(p
         throttled(pool.base_url, client_id, guesses(14))
 
 
-def test_an_honest_login_survives_a_flood_for_its_client_id(pool: Pool) -> None:
+def test_honest_login_survives_a_flood_for_its_client_id(pool: Pool) -> None:
     secret = pool.world.member("emsp").secret
     assert log_in(pool.base_url, "emsp", secret).status_code == 200
     throttled(pool.base_url, "emsp", guesses(40))
@@ -139,7 +139,7 @@ def test_an_honest_login_survives_a_flood_for_its_client_id(pool: Pool) -> None:
         assert log_in(pool.base_url, "emsp", secret).status_code == 200
 
 
-def test_a_recognised_login_does_not_wait_for_argon2(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recognised_login_does_not_wait_for_argon2(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = pool.world.member("small_cps").secret
     assert log_in(pool.base_url, "small_cps", secret).status_code == 200
 
@@ -151,7 +151,7 @@ def test_a_recognised_login_does_not_wait_for_argon2(pool: Pool, monkeypatch: py
     assert log_in(pool.base_url, "small_cps", "guess").status_code == 500
 
 
-def test_a_replaced_secret_is_not_recognised_and_throttled_as_any_other(pool: Pool) -> None:
+def test_replaced_secret_is_not_recognised_and_throttled_as_any_other(pool: Pool) -> None:
     old = pool.world.member("cps").secret
     assert log_in(pool.base_url, "cps", old).status_code == 200
     new, _ = in_register(pool, lambda register: register.rotate_secret("cps", OPERATOR, datetime.now(UTC), overlap=600))
@@ -162,7 +162,7 @@ def test_a_replaced_secret_is_not_recognised_and_throttled_as_any_other(pool: Po
     assert log_in(pool.base_url, "cps", last).status_code == 200
 
 
-def test_the_secret_of_a_disabled_party_is_not_recognised(pool: Pool) -> None:
+def test_secret_of_a_disabled_party_is_not_recognised(pool: Pool) -> None:
     secret = pool.world.member("other_emsp").secret
     assert log_in(pool.base_url, "other_emsp", secret).status_code == 200
     in_register(pool, lambda register: register.disable("other_emsp", OPERATOR, datetime.now(UTC)))
@@ -212,7 +212,7 @@ def test_every_worker_recognises_a_secret_that_one_of_them_has_verified(tmp_path
         assert [log_in(address, "honest", secret).status_code for _ in range(20)] == [200] * 20
 
 
-def test_a_recognised_secret_is_forgotten_by_all_workers_when_it_fails(tmp_path: Path) -> None:
+def test_recognised_secret_is_forgotten_by_all_workers_when_it_fails(tmp_path: Path) -> None:
     SharedTokenBucket.prepare(tmp_path / "limits")
     one, other = (
         RateLimits(Settings(login_failures_per_minute=2, rate_limit_file=tmp_path / "limits")) for _ in range(2)
@@ -231,7 +231,7 @@ def test_a_recognised_secret_is_forgotten_by_all_workers_when_it_fails(tmp_path:
 # --- The warning -----------------------------------------------------------------------------------------------------
 
 
-def test_the_log_says_once_that_a_trusted_proxy_names_no_client(
+def test_log_says_once_that_a_trusted_proxy_names_no_client(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger = CapturingLogger()

@@ -126,7 +126,7 @@ def test_unknown_query_parameter_is_400_for_changes_and_ignored_by_reads(served:
         ("dryRun=true%00", "dryRun : must be true or false"),
     ],
 )
-def test_a_dry_run_that_is_misspelt_stores_nothing(served: Pool, dialect: str, query: str, sentence: str) -> None:
+def test_dry_run_that_is_misspelt_stores_nothing(served: Pool, dialect: str, query: str, sentence: str) -> None:
     contract = served.contract(served.car())
     headers = {"Authorization": f"Bearer {served.token('cps')}"}
     answer = served.http.put(f"{dialect}?{query}", json=contract.body, headers=headers)
@@ -137,7 +137,7 @@ def test_a_dry_run_that_is_misspelt_stores_nothing(served: Pool, dialect: str, q
     assert served.stored(contract.emaid) == 0
 
 
-def test_a_session_id_that_is_misspelt_is_400_and_not_ignored(served: Pool) -> None:
+def test_session_id_that_is_misspelt_is_400_and_not_ignored(served: Pool) -> None:
     car = served.car()
     contract = served.publish(car)
     for name in ("sessionid", "sessionId", "session_id", "SessionID"):

@@ -169,14 +169,14 @@ PATHS = [
 
 
 @pytest.mark.parametrize(("method", "path"), PATHS)
-def test_a_request_with_two_authorization_headers_is_400(pool: Pool, method: str, path: str) -> None:
+def test_request_with_two_authorization_headers_is_400(pool: Pool, method: str, path: str) -> None:
     good = f"Bearer {pool.token('everything')}"
     for first, second in ((good, good), (good, "Bearer x"), ("Bearer x", good), (good, "")):
         answer = pool.http.request(method, path, headers=[("Authorization", first), ("authorization", second)])
         assert sentences(answer, 400) == TWICE
 
 
-def test_a_token_request_with_two_authorization_headers_is_400(pool: Pool) -> None:
+def test_token_request_with_two_authorization_headers_is_400(pool: Pool) -> None:
     secret = pool.world.member("emsp").secret
     basic = httpx.BasicAuth("emsp", secret)._auth_header
     form = {"grant_type": "client_credentials"}
@@ -225,7 +225,7 @@ SEVERAL = "The proxy passed on 2 client certificates; exactly one is needed."
         (("", OURS.escaped), SEVERAL),
     ],
 )
-def test_without_one_readable_certificate_no_token_is_issued(
+def test_token_is_not_issued_without_one_readable_certificate(
     binding: Pool, certificates: tuple[str, ...], sentence: str
 ) -> None:
     answer = asked_for(binding, *certificates)
@@ -233,7 +233,7 @@ def test_without_one_readable_certificate_no_token_is_issued(
     assert answer.json() == {"error": "invalid_client", "error_description": sentence}
 
 
-def test_with_a_certificate_the_token_is_bound_to_it(binding: Pool) -> None:
+def test_token_is_bound_to_a_given_certificate(binding: Pool) -> None:
     answer = asked_for(binding, OURS.escaped)
     assert answer.status_code == 200
     token = answer.json()["access_token"]
@@ -242,13 +242,13 @@ def test_with_a_certificate_the_token_is_bound_to_it(binding: Pool) -> None:
     assert look(binding, token).status_code == 401
 
 
-def test_a_missing_certificate_says_nothing_of_the_secret_and_counts_as_no_login(binding: Pool) -> None:
+def test_missing_certificate_says_nothing_of_the_secret_and_counts_as_no_login(binding: Pool) -> None:
     for _ in range(60):  # More than the failures that a client id and an address are let.
         assert asked_for(binding, secret="wrong").json()["error_description"] == NEEDED
     assert asked_for(binding, OURS.escaped).status_code == 200
 
 
-def test_a_certificate_header_from_elsewhere_binds_nothing_and_gets_no_token(pkis: dict[str, PKI]) -> None:
+def test_certificate_header_from_elsewhere_binds_nothing_and_gets_no_token(pkis: dict[str, PKI]) -> None:
     options: dict[str, Any] = {"client_certificate_header": HEADER, "certificate_bound_tokens": True}
     with start({"iso2": pkis["iso2"]}, trusted_proxies=("10.0.0.0/8",), **options) as running:
         answer = asked_for(running, OURS.escaped)

@@ -90,7 +90,7 @@ def test_openssl_accepts_the_twin(pki: PKI, tmp_path: Path) -> None:
     assert done.stdout.strip() == "twin.pem: OK", done
 
 
-def test_a_revoked_service_is_refused_as_signed_and_under_a_twin(pki: PKI, server: Scripted) -> None:
+def test_revoked_service_is_refused_as_signed_and_under_a_twin(pki: PKI, server: Scripted) -> None:
     serve_crl(server, "/revoked.crl", crl(pki.cps_sub2, pki.cps.certificate))
     with watching(pki, server, "/revoked.crl") as pool:
         for signer in (pki, with_twin(pki), pki):
@@ -100,7 +100,7 @@ def test_a_revoked_service_is_refused_as_signed_and_under_a_twin(pki: PKI, serve
         assert pool.sql("select count(*) from contract") == [(0,)]
 
 
-def test_without_the_list_both_are_unavailable(pki: PKI, server: Scripted) -> None:
+def test_twins_are_both_unavailable_without_the_list(pki: PKI, server: Scripted) -> None:
     with watching(pki, server, "/not-there.crl") as pool:
         for signer in (pki, with_twin(pki)):
             answer = put(pool, signer)
@@ -108,7 +108,7 @@ def test_without_the_list_both_are_unavailable(pki: PKI, server: Scripted) -> No
             assert "cannot be established now" in answer.text
 
 
-def test_a_twin_that_comes_before_the_ca_was_ever_seen_does_not_pass(pki: PKI, server: Scripted) -> None:
+def test_twin_that_comes_before_the_ca_was_ever_seen_does_not_pass(pki: PKI, server: Scripted) -> None:
     serve_crl(server, "/first.crl", crl(pki.cps_sub2, pki.cps.certificate))
     with watching(pki, server, "/first.crl") as pool:
         answer = put(pool, with_twin(pki))
@@ -122,7 +122,7 @@ def test_a_twin_that_comes_before_the_ca_was_ever_seen_does_not_pass(pki: PKI, s
         assert put(pool, with_twin(pki)).status_code == 400
 
 
-def test_a_ca_in_the_trust_store_is_known_before_any_message(pki: PKI, server: Scripted) -> None:
+def test_ca_in_the_trust_store_is_known_before_any_message(pki: PKI, server: Scripted) -> None:
     serve_crl(server, "/known.crl", crl(pki.cps_sub2, pki.cps.certificate))
     with watching(pki, server, "/known.crl") as pool:
         known_ca(pool, pki.cps_sub2.certificate)
@@ -130,7 +130,7 @@ def test_a_ca_in_the_trust_store_is_known_before_any_message(pki: PKI, server: S
         assert "was revoked at" in answer.text
 
 
-def test_which_ca_a_fingerprint_means_outlasts_a_restart(pki: PKI, server: Scripted) -> None:
+def test_ca_of_a_fingerprint_outlasts_a_restart(pki: PKI, server: Scripted) -> None:
     serve_crl(server, "/kept.crl", crl(pki.cps_sub2))
     with watching(pki, server, "/kept.crl") as pool:
         assert put(pool, pki).status_code == 201
@@ -142,7 +142,7 @@ def test_which_ca_a_fingerprint_means_outlasts_a_restart(pki: PKI, server: Scrip
             assert put(again, with_twin(pki)).status_code == 400
 
 
-def test_a_twin_of_a_sound_chain_is_a_valid_certificate(pki: PKI, server: Scripted) -> None:
+def test_twin_of_a_sound_chain_is_a_valid_certificate(pki: PKI, server: Scripted) -> None:
     serve_crl(server, "/sound.crl", crl(pki.cps_sub2))
     with watching(pki, server, "/sound.crl") as pool:
         assert put(pool, pki).status_code == 201
@@ -160,7 +160,7 @@ def test_a_twin_of_a_sound_chain_is_a_valid_certificate(pki: PKI, server: Script
 
 
 @pytest.mark.parametrize("algorithm", ["P-256", "P-521"])
-def test_a_renewed_ca_certificate_is_the_same_issuer(algorithm: Any, server: Scripted) -> None:
+def test_renewed_ca_certificate_is_the_same_issuer(algorithm: Any, server: Scripted) -> None:
     """Not a twin but another certificate of the CA: later validity, same name and key."""
     pki = PKI.generate(AT, algorithm=algorithm)
     renewed = _renewed(pki)
@@ -203,7 +203,7 @@ def pki_service() -> Iterator[Scripted]:
         yield fake
 
 
-def test_a_contract_under_a_twin_of_an_operator_ca_is_revoked_on_delete(pki: PKI, pki_service: Scripted) -> None:
+def test_contract_under_a_twin_of_an_operator_ca_is_revoked_on_delete(pki: PKI, pki_service: Scripted) -> None:
     sub2, sub1 = pki.emsp_sub2.certificate, pki.emsp_sub1.certificate
     sends_twin = replace(pki, emsp_sub2=replace(pki.emsp_sub2, certificate=twin(sub2)))
     cas = (sub2.fingerprint,)

@@ -130,7 +130,7 @@ def raw_server(script: Callable[[socket.socket], None]) -> Iterator[str]:
 # --- Certificates of the server --------------------------------------------------------------------------------------
 
 
-def test_an_untrusted_ca_is_named(kind: str, files: Files) -> None:
+def test_untrusted_ca_is_named(kind: str, files: Files) -> None:
     own, other = files.make("127.0.0.1"), files.make("127.0.0.1")
     with scripted(serving(own)) as server:
         for tls in (TLS(), TLS(ca_file=other)):
@@ -144,7 +144,7 @@ def test_an_untrusted_ca_is_named(kind: str, files: Files) -> None:
         assert len(server.received) == 1
 
 
-def test_an_expired_certificate_is_named(kind: str, files: Files) -> None:
+def test_expired_certificate_is_named(kind: str, files: Files) -> None:
     hour = timedelta(hours=1)
     for times, sentence in (
         ({"ends": -hour}, "has expired"),
@@ -156,7 +156,7 @@ def test_an_expired_certificate_is_named(kind: str, files: Files) -> None:
             assert sentence in str(error)
 
 
-def test_a_certificate_for_another_name_is_named(kind: str, files: Files) -> None:
+def test_certificate_for_another_name_is_named(kind: str, files: Files) -> None:
     certificate = files.make("pool.example")
     with scripted(serving(certificate)) as server:
         for url in (server.url, server.url.replace("127.0.0.1", "localhost")):
@@ -165,7 +165,7 @@ def test_a_certificate_for_another_name_is_named(kind: str, files: Files) -> Non
         assert not server.received
 
 
-def test_a_refused_client_certificate_is_named(kind: str, files: Files) -> None:
+def test_refused_client_certificate_is_named(kind: str, files: Files) -> None:
     certificate, accepted = files.make("127.0.0.1"), files.make("client.example")
     context = serving(certificate)
     # In TLS 1.3 the handshake is complete for the client before the server refuses its certificate.
@@ -232,7 +232,7 @@ def test_plain_http_to_a_server_that_says_so_is_named(kind: str) -> None:
         failure(kind, server.url, TLSRequiredError)
 
 
-def test_a_server_of_plain_http_that_drops_connections_is_not_taken_for_tls(kind: str) -> None:
+def test_server_of_plain_http_that_drops_connections_is_not_taken_for_tls(kind: str) -> None:
     with scripted() as server:
         server.on(CONTRACTS, DROP)
         error = failure(kind, server.url, NoResponseError)
@@ -244,14 +244,14 @@ def test_a_server_of_plain_http_that_drops_connections_is_not_taken_for_tls(kind
 # --- Names, ports and times ------------------------------------------------------------------------------------------
 
 
-def test_a_name_that_is_not_found_is_named(kind: str) -> None:
+def test_name_that_is_not_found_is_named(kind: str) -> None:
     for scheme in ("http", "https"):
         error = failure(kind, f"{scheme}://no-such-host.invalid:8443", NameResolutionError)
         assert str(error).startswith("The name no-such-host.invalid ")
         assert not error.outcome_unknown
 
 
-def test_a_refused_connection_is_named(kind: str) -> None:
+def test_refused_connection_is_named(kind: str) -> None:
     url = nowhere()
     for each in (url, url.replace("http:", "https:"), url.replace("127.0.0.1", "localhost")):
         error = failure(kind, each, RefusedConnectionError)
@@ -259,7 +259,7 @@ def test_a_refused_connection_is_named(kind: str) -> None:
         assert not error.outcome_unknown
 
 
-def test_a_response_that_takes_too_long_is_named(kind: str) -> None:
+def test_response_that_takes_too_long_is_named(kind: str) -> None:
     with scripted() as server:
         server.on(CONTRACTS, HANG)
         error = failure(kind, server.url, TimedOutError, timeouts=Timeouts(request=0.2, total=0.3))
@@ -267,7 +267,7 @@ def test_a_response_that_takes_too_long_is_named(kind: str) -> None:
         assert error.outcome_unknown
 
 
-def test_a_connection_that_takes_too_long_is_named(kind: str) -> None:
+def test_connection_that_takes_too_long_is_named(kind: str) -> None:
     # A full backlog: the system answers no further connection.
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listening:
         filling = [socket.socket() for _ in range(4)]
@@ -282,7 +282,7 @@ def test_a_connection_that_takes_too_long_is_named(kind: str) -> None:
     assert not error.outcome_unknown
 
 
-def test_a_failure_of_the_token_endpoint_names_its_host(kind: str) -> None:
+def test_failure_of_the_token_endpoint_names_its_host(kind: str) -> None:
     gone = nowhere()
     with scripted() as server:
         server.on(CONTRACTS, NOTHING)

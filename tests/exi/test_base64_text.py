@@ -51,7 +51,7 @@ def test_any_text_gives_bytes_or_a_sentence(text: str) -> None:
 
 
 @given(MESSAGES, st.data())
-def test_a_changed_character_never_gives_other_bytes_silently(message: bytes, data: st.DataObject) -> None:
+def test_changed_character_never_gives_other_bytes_silently(message: bytes, data: st.DataObject) -> None:
     text = base64.b64encode(message).decode()
     at = data.draw(st.integers(0, len(text) - 1))
     changed = text[:at] + data.draw(st.characters()) + text[at + 1 :]
@@ -103,7 +103,7 @@ def test_other_encodings_of_a_message_are_named(message: bytes) -> None:
         ("deadbeef0123456789abcdef0123456789abcdef", "looks like hexadecimal"),
     ],
 )
-def test_what_a_text_looks_like_is_named(text: str, sentence: str) -> None:
+def test_base64_error_names_what_the_text_looks_like(text: str, sentence: str) -> None:
     assert sentence in problem(text)
 
 

@@ -94,7 +94,7 @@ def _cases() -> list[Any]:
 
 
 @pytest.mark.parametrize("encoded", _cases())
-def test_a_message_cut_after_any_octet_is_refused(encoded: bytes) -> None:
+def test_message_cut_after_any_octet_is_refused(encoded: bytes) -> None:
     for end in range(len(encoded)):
         with pytest.raises(EXIError) as caught:
             decode(encoded[:end])
@@ -143,7 +143,7 @@ def test_bytes_are_asked_for() -> None:
             decode(value)  # type: ignore[arg-type]
 
 
-def test_an_endless_list_end_is_read_and_the_conformant_one_written() -> None:
+def test_endless_list_end_is_read_and_the_conformant_one_written() -> None:
     """A made-up request with the full list of 20 roots, ended with the two bits that endless-loop encoders write."""
     roots = tuple(iso2.X509IssuerSerial(f"CN={n}", n) for n in range(20))
     message = REQUEST._replace(Body=REQUEST.Body._replace(ListOfRootCertificateIDs=roots))
@@ -156,7 +156,7 @@ def test_an_endless_list_end_is_read_and_the_conformant_one_written() -> None:
     assert encode(decode(other)) == encoded
 
 
-def test_an_endless_end_of_every_other_full_list_is_read() -> None:
+def test_endless_end_of_every_other_full_list_is_read() -> None:
     subs = iso2.CertificateChain("ID1", b"leaf", (b"1", b"2", b"3", b"4"))
     message = RESPONSE._replace(Body=RESPONSE.Body._replace(ContractSignatureCertChain=subs))
     encoded = encode(message)
@@ -202,7 +202,7 @@ def test_one_item_too_many_is_refused_in_every_list() -> None:
 
 
 @pytest.mark.parametrize("message", [REQUEST, Maker(1).iso20_req()], ids=["-2", "-20"])
-def test_more_roots_than_the_schema_allows_are_named(message: Any) -> None:
+def test_root_list_beyond_the_schema_is_named(message: Any) -> None:
     """However an encoder goes on where the list is full: by the way out, or by the code that is that of the end.
 
     In -20 the latter is read as what follows the list, so there its sentence is about that.
@@ -258,7 +258,7 @@ def test_lists_that_the_schema_leaves_open_are_bounded_when_reading() -> None:
         encode(_signed((reference._replace(Transforms=(transform,) * 3),)))
 
 
-def test_an_empty_value_in_the_form_of_exificient_is_read() -> None:
+def test_empty_value_in_the_form_of_exificient_is_read() -> None:
     """<Certificate/> and others written as the way out (one) and the end of the element (three zero bits)."""
     encoded = encode(RESPONSE)
     for name, filled, empty in (
@@ -280,7 +280,7 @@ def test_an_empty_value_in_the_form_of_exificient_is_read() -> None:
     assert decode(session) == RESPONSE._replace(Header=iso2.Header(b""))
 
 
-def test_an_empty_number_is_refused() -> None:
+def test_empty_number_is_refused() -> None:
     encoded = encode(Maker(1).iso20_req())
     end = 17 + 8 + 8 * session_id_length(encoded) + 2
     with pytest.raises(EXIError, match="an empty value") as caught:
@@ -316,7 +316,7 @@ def test_key_info_and_foreign_elements_are_refused_by_name() -> None:
             decode(Stream(encoded, info.start + 2 + 1 + 16).add((code, 2), bytes(20)).encoded())
 
 
-def test_a_string_table_reference_is_refused() -> None:
+def test_string_table_reference_is_refused() -> None:
     encoded = encode(REQUEST)
     start = parse(encoded).elements[0].start
     for hit in (0, 1):
@@ -345,7 +345,7 @@ def test_characters_that_xml_does_not_have_are_refused(character: bytes) -> None
     assert caught.value.offset == start + 1
 
 
-def test_a_code_point_with_needless_groups_is_read() -> None:
+def test_code_point_with_needless_groups_is_read() -> None:
     encoded = encode(REQUEST)
     part = parse(encoded).elements[0]
     rest = Stream(encoded, 8 * len(encoded)).bits[part.start + 1 + 8 + 24 :]

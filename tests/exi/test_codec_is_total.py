@@ -174,7 +174,7 @@ def _seconds(encoded: bytes) -> float:
     return time.thread_time() - start
 
 
-def test_the_states_are_made_once_and_their_number_is_bounded_by_the_declarations() -> None:
+def test_states_are_made_once_and_their_number_is_bounded_by_the_declarations() -> None:
     states = len(_AUTOMATON.states)
     assert states < 2000
     maker = Maker(45)

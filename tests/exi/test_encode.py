@@ -125,7 +125,7 @@ def _with_keys(*keys: bytes | None) -> iso20.CertificateInstallationRes:
 
 
 @pytest.mark.parametrize("number", range(len(BROKEN)))
-def test_a_message_that_breaks_the_schema_is_refused_with_its_path(number: int) -> None:
+def test_message_that_breaks_the_schema_is_refused_with_its_path(number: int) -> None:
     make, path = BROKEN[number]
     with pytest.raises(EXIError) as caught:
         encode(make())

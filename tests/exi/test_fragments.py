@@ -88,7 +88,7 @@ def test_digest_and_signature_of_the_predecessor_protocols_request_hold() -> Non
     _verify(parsed, message.Body.OEMProvisioningCert)
 
 
-def test_the_two_forms_of_an_emaid_differ_and_the_cut_is_the_typed_one() -> None:
+def test_two_forms_of_an_emaid_differ_and_the_cut_is_the_typed_one() -> None:
     parsed = parse(EXAMPLE)
     emaid = parsed.message.Body.eMAID  # type: ignore[union-attr]
     cut = fragment(parsed, parsed.elements[3])
@@ -98,7 +98,7 @@ def test_the_two_forms_of_an_emaid_differ_and_the_cut_is_the_typed_one() -> None
         emaid_fragment(emaid, "other")
 
 
-def test_the_relaxed_emaid_is_as_the_specification_derives_it() -> None:
+def test_relaxed_emaid_is_as_the_specification_derives_it() -> None:
     """Bit by bit: header, code, @Id 4 of 9 bits, text 256 of 9 bits, end 244 of 8 bits, end of the fragment."""
     bits = "10000000" + "11101100" + "000000100" + "00000011" + "01001001" + "100000000" + "00000011" + "01011000"
     bits += "11110100" + "11110100"
@@ -202,7 +202,7 @@ def test_parse_lists_a_repeated_id_twice() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_spliced_session_id_gives_what_encoding_gives(kind: str) -> None:
+def test_spliced_session_id_gives_what_encoding_gives(kind: str) -> None:
     rng = random.Random(4)
     for message in messages(kind, 60, seed=21):
         session = rng.randbytes(rng.randint(0, 8))
@@ -212,7 +212,7 @@ def test_a_spliced_session_id_gives_what_encoding_gives(kind: str) -> None:
         assert replace_header_fields(encoded) == encoded
 
 
-def test_a_response_stored_with_a_short_session_grows_by_seven_bytes() -> None:
+def test_response_stored_with_a_short_session_grows_by_seven_bytes() -> None:
     spliced = replace_header_fields(EXAMPLE, session_id=b"12345678")
     assert len(spliced) == len(EXAMPLE) + 7
     message = decode(spliced)
@@ -242,7 +242,7 @@ def test_all_that_can_be_spliced_in_iso20_is_spliced_at_once_or_one_by_one() -> 
 
 
 @pytest.mark.parametrize("zeros", [0, 1, 5])
-def test_the_place_of_the_remaining_chains_counts_trailing_zero_bytes(zeros: int) -> None:
+def test_place_of_the_remaining_chains_counts_trailing_zero_bytes(zeros: int) -> None:
     encoded = encode(Maker(2).iso20_res()) + bytes(zeros)
     place = parse(encoded).remaining_from_end
     spliced = replace_header_fields(encoded, remaining=77, remaining_from_end=place)
@@ -251,7 +251,7 @@ def test_the_place_of_the_remaining_chains_counts_trailing_zero_bytes(zeros: int
     assert message.RemainingContractCertificateChains == 77
 
 
-def test_a_splice_that_does_not_fit_is_refused() -> None:
+def test_splice_that_does_not_fit_is_refused() -> None:
     response = encode(Maker(2).iso20_res())
     request = encode(Maker(2).iso20_req())
     for encoded, change in (
@@ -303,13 +303,13 @@ def test_splices_of_mutated_bytes_raise_nothing_else() -> None:
                     continue
 
 
-def test_an_empty_session_in_the_form_of_exificient_is_not_spliced_but_refused() -> None:
+def test_empty_session_in_the_form_of_exificient_is_not_spliced_but_refused() -> None:
     """Its four bits are no whole number of bytes; such a message is to be encoded anew."""
     with pytest.raises(EXIError, match="cannot be replaced"):
         replace_header_fields(b"\x80\x98\x40" + bytes(50), session_id=b"12345678")
 
 
-def test_a_signature_without_anything_optional_is_the_smallest() -> None:
+def test_signature_without_anything_optional_is_the_smallest() -> None:
     reference = xmldsig.Reference(None, None, None, None, xmldsig.DigestMethod(""), b"")
     info = xmldsig.SignedInfo(None, xmldsig.CanonicalizationMethod(""), xmldsig.SignatureMethod(""), (reference,))
     signature = xmldsig.Signature(None, info, xmldsig.SignatureValue(None, b""))

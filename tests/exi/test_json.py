@@ -110,7 +110,7 @@ _BODY = ("V2G_Message", "Body", "CertificateInstallationReq")
         ],
     ],
 )
-def test_a_wrong_member_is_refused_with_its_path(where: tuple[str, ...], value: Any, path: str) -> None:
+def test_wrong_member_is_refused_with_its_path(where: tuple[str, ...], value: Any, path: str) -> None:
     shown = copy.deepcopy(to_json(REQUEST))
     place = shown
     for name in where[:-1]:
@@ -165,7 +165,7 @@ def test_other_values_are_refused(value: object) -> None:
         from_json(value)
 
 
-def test_a_body_with_two_messages_is_refused() -> None:
+def test_body_with_two_messages_is_refused() -> None:
     shown = to_json(REQUEST)
     shown["V2G_Message"]["Body"].update(to_json(RESPONSE)["V2G_Message"]["Body"])
     with pytest.raises(EXIError) as caught:
@@ -186,7 +186,7 @@ def test_two_encrypted_keys_or_none_are_refused() -> None:
         from_json(shown)
 
 
-def test_a_message_that_breaks_the_schema_is_not_shown() -> None:
+def test_message_that_breaks_the_schema_is_not_shown() -> None:
     for broken in (None, REQUEST._replace(Header=None), iso20.Header(b"", 1)):  # type: ignore[arg-type]
         with pytest.raises(EXIError):
             to_json(broken)  # type: ignore[arg-type]

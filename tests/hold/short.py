@@ -2,7 +2,7 @@
 
 Each subject has its own file `test_<subject>.py`, so that test processes share the work:
 
-    def test_the_pool_holds() -> None:
+    def test_pool_holds() -> None:
         held("subject")
 """
 

@@ -47,7 +47,7 @@ def test_long_extensions_and_certificates_are_read_and_not_remembered() -> None:
     assert len(certificates._KNOWN_EXTENSIONS) == 1
 
 
-def test_a_name_of_any_length_is_remembered_by_its_beginning() -> None:
+def test_name_of_any_length_is_remembered_by_its_beginning() -> None:
     names._folded_text.cache_clear()
     for number in range(10):
         assert names.comparable_attributes("CN=Example, O=" + "x" * 2000 + str(number))
@@ -65,7 +65,7 @@ def test_long_paths_are_read_and_not_remembered(pool: Pool) -> None:
     assert tracing._read_short_path.cache_info().currsize == before
 
 
-def test_a_caller_has_the_pool_ask_about_so_many_certificates_at_a_time() -> None:
+def test_caller_has_the_pool_ask_about_so_many_certificates_at_a_time() -> None:
     made = branch(addresses={"sub2": StatusURLs(ocsp="http://127.0.0.1:9/")})
     pairs = [(made.contract().certificate, made.sub2.certificate) for _ in range(5)]
 
@@ -82,7 +82,7 @@ def test_a_caller_has_the_pool_ask_about_so_many_certificates_at_a_time() -> Non
     run(test)
 
 
-def test_a_failure_that_is_raised_again_and_again_does_not_grow() -> None:
+def test_failure_that_is_raised_again_and_again_does_not_grow() -> None:
     def lookup(host: str) -> list[str]:
         raise OSError("no")
 

@@ -50,7 +50,7 @@ def test_load_prefers_options_to_environment_to_file_to_default(folder: Path, mo
     assert (config.port, config.workers, config.max_body, config.token_lifetime) == (1003, 12, 10001, 3600)
 
 
-def test_what_the_command_line_leaves_open_does_not_override_anything(folder: Path) -> None:
+def test_command_line_options_without_a_value_override_nothing(folder: Path) -> None:
     assert settings.load(written(folder, "port = 1001\n"), port=None, host=None).port == 1001
 
 
@@ -62,7 +62,7 @@ def test_load_finds_the_file_by_option_environment_or_default(folder: Path, monk
     assert settings.load(written(folder, "port = 1003\n", "third.toml")).port == 1003
 
 
-def test_a_relative_path_of_a_file_is_relative_to_the_file(folder: Path) -> None:
+def test_relative_path_of_a_file_is_relative_to_the_file(folder: Path) -> None:
     path = written(folder, 'database = "sqlite:///data/ccp.db"\ntls_cert = "tls/cert.pem"\ntls_key = "/keys/key.pem"\n')
     for named in (path, Path("..") / "own.toml"):
         config = settings.load(named)
@@ -72,12 +72,12 @@ def test_a_relative_path_of_a_file_is_relative_to_the_file(folder: Path) -> None
         assert config.tls_key == Path("/keys/key.pem")
 
 
-def test_an_absolute_path_of_a_file_stays(folder: Path) -> None:
+def test_absolute_path_of_a_file_stays(folder: Path) -> None:
     path = written(folder, 'database = "sqlite:////var/lib/ccp.db"\n')
     assert settings.load(path).database == "sqlite:////var/lib/ccp.db"
 
 
-def test_a_relative_path_of_the_environment_or_the_command_line_stays(
+def test_relative_path_of_the_environment_or_the_command_line_stays(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(folder, "port = 1001\n")
@@ -146,7 +146,7 @@ def test_load_takes_variables_that_are_no_settings_of_the_pool(monkeypatch: pyte
         ("database = 5", "database"),
     ],
 )
-def test_a_value_that_is_not_allowed_is_refused_by_name(folder: Path, text: str, name: str) -> None:
+def test_value_that_is_not_allowed_is_refused_by_name(folder: Path, text: str, name: str) -> None:
     assert refusal(written(folder, text)).startswith(f"{name}: ")
 
 
@@ -168,7 +168,7 @@ def test_load_reports_an_unreadable_file(folder: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("alone", ["tls_cert", "tls_key"])
-def test_a_certificate_without_key_and_a_key_without_certificate_are_refused(folder: Path, alone: str) -> None:
+def test_certificate_without_key_and_a_key_without_certificate_are_refused(folder: Path, alone: str) -> None:
     assert refusal(written(folder, f'{alone} = "file.pem"')) == "tls_cert and tls_key belong together."
 
 

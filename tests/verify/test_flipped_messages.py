@@ -58,7 +58,7 @@ def test_no_flipped_bit_of_a_request_passes_for_something_else(pki: PKI) -> None
     assert passed >= 1
 
 
-def test_a_message_cut_short_anywhere_is_no_message(pki: PKI) -> None:
+def test_message_cut_short_anywhere_is_no_message(pki: PKI) -> None:
     for encoded, read in (
         (contract_message(pki), verify.read_response),
         (Car.generate(pki, THE_PCID, AT).request(SESSION, AT), verify.read_request),

@@ -142,11 +142,11 @@ def test_transforms_may_be_left_out_or_be_canonical_exi(transforms: tuple[str, .
     verify(response(sign(all_four(transforms=transforms))))
 
 
-def test_the_name_of_canonical_exi_is_known_without_its_slash() -> None:
+def test_name_of_canonical_exi_is_known_without_its_slash() -> None:
     verify(response(sign(all_four(), canonical=CANONICAL_EXI.rstrip("/"))))
 
 
-def test_a_signed_info_under_the_combined_grammar_is_accepted_and_told() -> None:
+def test_signed_info_under_the_combined_grammar_is_accepted_and_told() -> None:
     assert verify(response(sign(all_four(), grammar="iso2"))).grammar == "combined"
     signature = sign([data_reference(SHA512)], P521, method=ECDSA_SHA512, grammar="iso20")
     evidence = message_signatures.verify_signature(
@@ -155,7 +155,7 @@ def test_a_signed_info_under_the_combined_grammar_is_accepted_and_told() -> None
     assert evidence.grammar == "combined"
 
 
-def test_the_combined_grammar_of_the_other_edition_is_not_accepted() -> None:
+def test_combined_grammar_of_the_other_edition_is_not_accepted() -> None:
     assert refusal(response(sign(all_four(), grammar="iso20"))) == (
         "The signature value does not match the certificate's key.",
     )
@@ -184,7 +184,7 @@ def test_iso20_takes_the_suites_of_its_own_and_that_of_iso2(key: Key, method: st
 
 
 @pytest.mark.parametrize("name", ["iso2", "iso20", "ed448"])
-def test_what_the_simulator_signs_verifies(pkis: dict[str, PKI], name: str) -> None:
+def test_signatures_of_the_simulator_verify(pkis: dict[str, PKI], name: str) -> None:
     pki = pkis[name]
     car = Car.generate(pki, PCID("WEX0SIGN000000001"), AT)
     contract = issue_contract(pki, EMAID("DEEXAC00000001"), car.pcid, car.provisioning.certificate, AT)
@@ -201,7 +201,7 @@ def test_what_the_simulator_signs_verifies(pkis: dict[str, PKI], name: str) -> N
 # --- What is refused -------------------------------------------------------------------------------------------------
 
 
-def test_a_message_without_signature_is_refused() -> None:
+def test_message_without_signature_is_refused() -> None:
     assert refusal(response(None)) == ("The message is not signed.",)
     assert refusal(response20(None)) == ("The message is not signed.",)
 
@@ -230,7 +230,7 @@ def test_every_digest_that_does_not_match_is_told() -> None:
 
 
 @pytest.mark.parametrize("change", range(4))
-def test_a_part_that_was_changed_after_signing_is_named(change: int) -> None:
+def test_part_that_was_changed_after_signing_is_named(change: int) -> None:
     value: Any = getattr(BODY, MANDATORY[change])
     changed = value._replace(Certificate=b"another") if change == 0 else value._replace(value=b"\1" * 48)
     if change == 3:
@@ -246,18 +246,18 @@ def test_parts_cannot_trade_their_digests() -> None:
 
 
 @pytest.mark.parametrize("uri", ["#nothing", "id1/", "#", "#ID1", "http://example.com/#id1", "#id1 "])
-def test_a_reference_to_something_else_is_refused_even_beside_the_right_ones(uri: str) -> None:
+def test_reference_to_something_else_is_refused_even_beside_the_right_ones(uri: str) -> None:
     signature = sign([*all_four(), reference(uri, b"")])
     assert refusal(response(signature)) == (f"The reference {uri!a} names no part of the message.",)
 
 
-def test_a_reference_without_uri_is_refused() -> None:
+def test_reference_without_uri_is_refused() -> None:
     assert refusal(response(sign([*all_four(), reference(None, b"")]))) == (
         "The reference '' names no part of the message.",
     )
 
 
-def test_a_long_or_foreign_uri_is_told_short_and_printable() -> None:
+def test_long_or_foreign_uri_is_told_short_and_printable() -> None:
     (sentence,) = refusal(response(sign([*all_four(), reference("#\n\u202e" + "ü" * 500, b"")])))
     assert len(sentence) < 700
     assert sentence.isascii()
@@ -265,7 +265,7 @@ def test_a_long_or_foreign_uri_is_told_short_and_printable() -> None:
 
 
 @pytest.mark.parametrize("place", ["ContractSignatureEncryptedPrivateKey", "DHpublickey", "eMAID"])
-def test_an_id_that_two_parts_have_names_neither(place: str) -> None:
+def test_id_that_two_parts_have_names_neither(place: str) -> None:
     """Otherwise the part that is digested need not be the part that is used."""
     body = BODY._replace(**{place: getattr(BODY, place)._replace(Id="id1")})
     parts = fragments(body) | fragments()
@@ -282,7 +282,7 @@ def test_verify_signature_refuses_a_reference_to_the_cps_chain() -> None:
 
 
 @pytest.mark.parametrize("digest", [SHA1, SHA512, SHAKE256, "", "urn:x" * 100])
-def test_a_digest_method_that_iso2_does_not_know_is_refused(digest: str) -> None:
+def test_digest_method_that_iso2_does_not_know_is_refused(digest: str) -> None:
     sentences = refusal(response(sign(all_four(digest=digest))))
     assert [sentence.partition(" of ")[2] for sentence in sentences] == [
         f"{name} is not allowed here." for name in MANDATORY
@@ -290,7 +290,7 @@ def test_a_digest_method_that_iso2_does_not_know_is_refused(digest: str) -> None
     assert all(sentence.startswith("The digest method '") and len(sentence) < 200 for sentence in sentences)
 
 
-def test_a_digest_method_that_iso20_does_not_know_is_refused() -> None:
+def test_digest_method_that_iso20_does_not_know_is_refused() -> None:
     signature = sign([data_reference(SHA1)], P521, method=ECDSA_SHA512)
     (sentence,) = refusal(response20(signature), P521, ("SignedInstallationData",))
     assert sentence == f"The digest method '{SHA1}' of SignedInstallationData is not allowed here."
@@ -300,7 +300,7 @@ def test_a_digest_method_that_iso20_does_not_know_is_refused() -> None:
     ("key", "method"),
     [(P521, ECDSA_SHA512), (EDWARDS, ED448), (P256, "http://www.w3.org/2000/09/xmldsig#hmac-sha1"), (P256, "")],
 )
-def test_a_signature_method_that_iso2_does_not_know_is_refused(key: Key, method: str) -> None:
+def test_signature_method_that_iso2_does_not_know_is_refused(key: Key, method: str) -> None:
     assert refusal(response(sign(all_four(), key, method=method)), key) == (
         f"The signature method '{method}' is not allowed here.",
     )
@@ -318,7 +318,7 @@ def test_another_canonicalisation_is_refused_of_signed_info_and_of_a_part(canoni
     [(P256, ECDSA_SHA256, SHA256, 64), (P521, ECDSA_SHA512, SHA512, 132)],
 )
 @pytest.mark.parametrize("length", [0, 1, 63, 65, 70, 72, 131, 133, 139, 200])
-def test_a_signature_value_of_another_length_is_refused(
+def test_signature_value_of_another_length_is_refused(
     key: Key, method: str, digest: str, right: int, length: int
 ) -> None:
     signature = sign([data_reference(digest)], key, method=method, value=bytes(length))
@@ -328,14 +328,14 @@ def test_a_signature_value_of_another_length_is_refused(
 
 
 @pytest.mark.parametrize("length", [0, 64, 113, 114, 115, 228])
-def test_an_ed448_signature_value_of_another_length_is_refused(length: int) -> None:
+def test_ed448_signature_value_of_another_length_is_refused(length: int) -> None:
     signature = sign([data_reference(SHAKE256)], EDWARDS, method=ED448, value=bytes(length))
     assert refusal(response20(signature), EDWARDS, ("SignedInstallationData",)) == (
         "The signature value does not match the certificate's key.",
     )
 
 
-def test_a_der_signature_is_refused() -> None:
+def test_der_signature_is_refused() -> None:
     signed_info = sign(all_four()).SignedInfo
     value = P256.sign(exi.encode_signed_info(signed_info), ec.ECDSA(hashes.SHA256()))
     (sentence,) = refusal(response(sign(all_four(), value=value)))
@@ -354,14 +354,14 @@ def test_signature_values_at_the_edges_of_their_range_are_refused(r: int, s: int
     )
 
 
-def test_the_signature_of_another_key_is_refused() -> None:
+def test_signature_of_another_key_is_refused() -> None:
     assert refusal(response(sign(all_four(), OTHER_P256))) == (
         "The signature value does not match the certificate's key.",
     )
 
 
 @pytest.mark.parametrize("key", [P521, EDWARDS])
-def test_a_key_that_does_not_fit_the_method_is_refused(key: Key) -> None:
+def test_key_that_does_not_fit_the_method_is_refused(key: Key) -> None:
     assert refusal(response(sign(all_four())), key) == ("The certificate's key does not fit the signature method.",)
     signature = sign([data_reference(SHA512)], P521, method=ECDSA_SHA512)
     assert refusal(response20(signature), P256, ("SignedInstallationData",)) == (
@@ -369,12 +369,12 @@ def test_a_key_that_does_not_fit_the_method_is_refused(key: Key) -> None:
     )
 
 
-def test_a_method_that_nobody_knows_is_refused_by_the_value_check_itself() -> None:
+def test_method_that_nobody_knows_is_refused_by_the_value_check_itself() -> None:
     with pytest.raises(SignatureError, match="The signature method 'urn:none' is unknown"):
         message_signatures.verify_signature_value(bytes(64), b"", "urn:none", P256.public_key())
 
 
-def test_the_signature_over_one_message_does_not_fit_another() -> None:
+def test_signature_over_one_message_does_not_fit_another() -> None:
     signature = sign(all_four())
     body = BODY._replace(eMAID=iso2.EMAID("id4", "DEEXAC00000002"))
     references = [reference(identifier, encoded) for identifier, encoded in fragments(body).items()]

@@ -31,7 +31,7 @@ def example() -> bytes:
     return base64.b64decode(EXAMPLE.read_text())
 
 
-def test_the_signature_of_the_published_example_verifies(example: bytes) -> None:
+def test_signature_of_the_published_example_verifies(example: bytes) -> None:
     response = verify.read_response(example, Namespace.ISO2)
     cps = Certificate.load(response.cps_certificate)
     evidence = message_signatures.verify_signature(response.parsed, cps.public_key, response.mandatory)
@@ -70,9 +70,7 @@ def verify_published(encoded: bytes, anchors: TrustAnchors) -> VerifiedInstallat
     )
 
 
-def test_everything_of_the_published_example_verifies_under_the_published_root(
-    example: bytes, published_anchors: TrustAnchors
-) -> None:
+def test_published_example_verifies_under_the_published_root(example: bytes, published_anchors: TrustAnchors) -> None:
     verified = verify_published(example, published_anchors)
     assert verified.emaid == "DEICECOPNCCERT"
     root = "4e05b8922d43923cdf20b202cdd0d849770b50038c39f104f506d7f1030ff809"

@@ -27,7 +27,7 @@ from tests.world import AT
 
 
 @pytest.mark.parametrize("with_anchors", [True, False])
-def test_a_request_verifies_and_names_the_vehicle(pki: PKI, with_anchors: bool) -> None:
+def test_request_verifies_and_names_the_vehicle(pki: PKI, with_anchors: bool) -> None:
     car = Car.generate(pki, THE_PCID, AT)
     encoded = car.request(SESSION, AT)
     verified = verify_request(encoded, pki, **({} if with_anchors else {"anchors": None}))
@@ -38,13 +38,13 @@ def test_a_request_verifies_and_names_the_vehicle(pki: PKI, with_anchors: bool) 
     assert verify.claimed_pcid(verified.request) == THE_PCID
 
 
-def test_a_pcid_in_lower_case_is_the_same_vehicle(pkis: dict[str, PKI]) -> None:
+def test_pcid_in_lower_case_is_the_same_vehicle(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     car = Car.from_credential(pki, pki.vehicle(THE_PCID.lower(), now=AT), THE_PCID)
     assert verify_request(car.request(SESSION, AT), pki).pcid == THE_PCID
 
 
-def test_a_vehicles_wishes_are_read(pkis: dict[str, PKI]) -> None:
+def test_vehicles_wishes_are_read(pkis: dict[str, PKI]) -> None:
     car = Car.generate(pkis["iso20"], THE_PCID, AT)
     wishes = ("de-exa-i00000002", "no emaid", "DEEXAI00000001")
     request = verify.read_request(car.request(SESSION, AT, prioritized_emaids=wishes, max_chains=7), Namespace.ISO20)
@@ -57,7 +57,7 @@ def car_of(pki: PKI, provisioning: Credential) -> bytes:
 
 
 @pytest.mark.parametrize("with_anchors", [True, False])
-def test_an_expired_provisioning_certificate_is_refused_with_a_chain_or_without(pki: PKI, with_anchors: bool) -> None:
+def test_expired_provisioning_certificate_is_refused_with_a_chain_or_without(pki: PKI, with_anchors: bool) -> None:
     car = car_of(pki, pki.vehicle(THE_PCID, now=AT, valid=(AT - 2 * DAY, AT - DAY)))
     kind, sentences = refusal(lambda: verify_request(car, pki, anchors=pki.anchors() if with_anchors else None))
     assert kind is ExpiredError
@@ -66,7 +66,7 @@ def test_an_expired_provisioning_certificate_is_refused_with_a_chain_or_without(
 
 
 @pytest.mark.parametrize("with_anchors", [True, False])
-def test_a_provisioning_certificate_is_valid_to_the_end_of_its_last_second(pki: PKI, with_anchors: bool) -> None:
+def test_provisioning_certificate_is_valid_to_the_end_of_its_last_second(pki: PKI, with_anchors: bool) -> None:
     car = car_of(pki, pki.vehicle(THE_PCID, now=AT, valid=(AT - 2 * DAY, AT)))
     anchors = pki.anchors() if with_anchors else None
     verify_request(car, pki, anchors=anchors, now=AT + timedelta(microseconds=999_999))
@@ -75,7 +75,7 @@ def test_a_provisioning_certificate_is_valid_to_the_end_of_its_last_second(pki: 
 
 
 @pytest.mark.parametrize("with_anchors", [True, False])
-def test_a_provisioning_certificate_of_the_future_is_refused(pki: PKI, with_anchors: bool) -> None:
+def test_provisioning_certificate_of_the_future_is_refused(pki: PKI, with_anchors: bool) -> None:
     car = car_of(pki, pki.vehicle(THE_PCID, now=AT, valid=(AT + DAY, AT + 2 * DAY)))
     kind, sentences = refusal(lambda: verify_request(car, pki, anchors=pki.anchors() if with_anchors else None))
     assert kind is ChainError
@@ -100,7 +100,7 @@ def test_roots_of_other_roles_do_not_vouch_for_vehicles(pkis: dict[str, PKI]) ->
 
 
 @pytest.mark.parametrize("with_anchors", [True, False])
-def test_a_request_that_another_key_signed_is_refused(pki: PKI, with_anchors: bool) -> None:
+def test_request_that_another_key_signed_is_refused(pki: PKI, with_anchors: bool) -> None:
     victim, thief = pki.vehicle(THE_PCID, now=AT), pki.vehicle("WEX0INSTALL000002", now=AT)
     encoded = car_of(pki, replace(victim, key=thief.key))
     assert refusal(lambda: verify_request(encoded, pki, anchors=pki.anchors() if with_anchors else None)) == (
@@ -109,7 +109,7 @@ def test_a_request_that_another_key_signed_is_refused(pki: PKI, with_anchors: bo
 
 
 @pytest.mark.parametrize("cn", ["no pcid", "WEX0INSTALL00001", "WEX0INSTALL00000001", "", "WEX0INSTALL-00001"])
-def test_a_common_name_that_is_no_pcid_is_refused(pkis: dict[str, PKI], cn: str) -> None:
+def test_common_name_that_is_no_pcid_is_refused(pkis: dict[str, PKI], cn: str) -> None:
     pki = pkis["iso2"]
     encoded = car_of(pki, pki.oem_sub2.issue(cn or "x", OEM_PROVISIONING, now=AT))
     assert refusal(lambda: verify_request(encoded, pki)) == (
@@ -118,7 +118,7 @@ def test_a_common_name_that_is_no_pcid_is_refused(pkis: dict[str, PKI], cn: str)
     assert verify.claimed_pcid(verify.read_request(encoded, Namespace.ISO2)) is None
 
 
-def test_a_provisioning_certificate_that_is_none_is_refused(pkis: dict[str, PKI]) -> None:
+def test_provisioning_certificate_that_is_none_is_refused(pkis: dict[str, PKI]) -> None:
     message = exi.decode(Car.generate(pkis["iso2"], THE_PCID, AT).request(SESSION, AT))
     assert isinstance(message, iso2.V2G_Message)
     encoded = exi.encode(message._replace(Body=message.Body._replace(OEMProvisioningCert=b"none")))
@@ -128,13 +128,13 @@ def test_a_provisioning_certificate_that_is_none_is_refused(pkis: dict[str, PKI]
     assert verify.claimed_pcid(verify.read_request(encoded, Namespace.ISO2)) is None
 
 
-def test_a_contract_certificate_cannot_ask_for_a_vehicle(pkis: dict[str, PKI]) -> None:
+def test_contract_certificate_cannot_ask_for_a_vehicle(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     encoded = car_of(pki, pki.emsp_sub2.issue(THE_PCID, CONTRACT, now=AT))
     assert refusal(lambda: verify_request(encoded, pki))[0] is ChainError
 
 
-def test_a_revoked_vehicle_is_refused(pki: PKI) -> None:
+def test_revoked_vehicle_is_refused(pki: PKI) -> None:
     encoded = Car.generate(pki, THE_PCID, AT).request(SESSION, AT)
     error = RevokedError("The certificate is revoked.")
     assert refusal(lambda: verify_request(encoded, pki, revocation=Revoked(THE_PCID, error))) == (
@@ -176,7 +176,7 @@ def lists(name: str, serial: int = SERIAL, dn: str = ROOT_DN) -> bool:
         "not a name at all",
     ],
 )
-def test_a_root_is_recognised_however_its_name_is_written(name: str) -> None:
+def test_root_is_recognised_however_its_name_is_written(name: str) -> None:
     assert lists(name)
 
 
@@ -196,11 +196,11 @@ def test_another_name_or_serial_number_is_another_root(name: str, serial: int) -
     assert not lists(name, serial)
 
 
-def test_a_root_without_name_is_recognised_by_its_serial_number() -> None:
+def test_root_without_name_is_recognised_by_its_serial_number() -> None:
     assert lists("CN=Anything", dn="")
 
 
-def test_an_empty_list_lists_nothing() -> None:
+def test_empty_list_lists_nothing() -> None:
     parsed: Any = None
     request = InstallationRequest(parsed, Namespace.ISO2, SESSION, b"", (), (), (), 1)
     contract: Any = type("Contract", (), {"root_serial": SERIAL, "root_dn": ROOT_DN})()

@@ -52,7 +52,7 @@ from tests.verify.messages import (
 from tests.world import AT
 
 
-def test_a_response_verifies_and_tells_what_it_rests_on(pki: PKI) -> None:
+def test_response_verifies_and_tells_what_it_rests_on(pki: PKI) -> None:
     car = Car.generate(pki, THE_PCID, AT)
     root = Fingerprint(pki.v2g_root.certificate.fingerprint)
     encoded = contract_message(pki, car=car)
@@ -83,7 +83,7 @@ def test_a_response_verifies_and_tells_what_it_rests_on(pki: PKI) -> None:
     assert (contract.remaining_from_end is None) == (namespace_of(pki) is Namespace.ISO2)
 
 
-def test_a_contract_chain_may_end_in_a_v2g_root(pkis: dict[str, PKI]) -> None:
+def test_contract_chain_may_end_in_a_v2g_root(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     anchors = TrustAnchors.build([(AnchorRole.V2G, c.certificate) for c in (pki.v2g_root, pki.emsp_root)])
     assert verify_response(contract_message(pki), pki, anchors=anchors).contract_chain.root == pki.emsp_root.certificate
@@ -120,7 +120,7 @@ def test_p256_is_accepted_in_iso20_and_p521_refused_in_iso2(pkis: dict[str, PKI]
     assert sentences[0] == 'The key of certificate "CPS SIM" is not of a kind that ISO 15118-2 allows.'
 
 
-def test_a_message_of_the_other_kind_or_edition_is_told_as_such(pkis: dict[str, PKI]) -> None:
+def test_message_of_the_other_kind_or_edition_is_told_as_such(pkis: dict[str, PKI]) -> None:
     for name, other in (("iso2", Namespace.ISO20), ("iso20", Namespace.ISO2)):
         pki = pkis[name]
         response, request = contract_message(pki), Car.generate(pki, THE_PCID, AT).request(SESSION, AT)
@@ -138,7 +138,7 @@ def test_a_message_of_the_other_kind_or_edition_is_told_as_such(pkis: dict[str, 
 
 
 @pytest.mark.parametrize("code", ["OK_CertificateExpiresSoon", "FAILED", "FAILED_NoCertificateAvailable"])
-def test_a_response_that_is_not_ok_is_refused(pkis: dict[str, PKI], code: str) -> None:
+def test_response_that_is_not_ok_is_refused(pkis: dict[str, PKI], code: str) -> None:
     pki = pkis["iso2"]
     encoded = signed2(body_of(contract_message(pki))._replace(ResponseCode=code), pki.cps.key)
     assert refusal(lambda: verify_response(encoded, pki)) == (
@@ -194,14 +194,14 @@ def test_several_failures_of_one_stage_are_told_together_and_later_stages_are_no
     )
 
 
-def test_an_expired_contract_is_told_in_the_words_of_the_api(pki: PKI) -> None:
+def test_expired_contract_is_told_in_the_words_of_the_api(pki: PKI) -> None:
     encoded = contract_message(pki, valid=(AT - 2 * DAY, AT - DAY))
     assert refusal(lambda: verify_response(encoded, pki)) == (
         ExpiredError, ("The validUntil date of contract certificate is in the past.",),
     )  # fmt: skip
 
 
-def test_a_contract_is_valid_to_the_end_of_its_last_second(pki: PKI) -> None:
+def test_contract_is_valid_to_the_end_of_its_last_second(pki: PKI) -> None:
     encoded = contract_message(pki, valid=(AT - 2 * DAY, AT + DAY))
     verify_response(encoded, pki, now=AT + DAY + timedelta(microseconds=999_999))
     assert refusal(lambda: verify_response(encoded, pki, now=AT + DAY + timedelta(seconds=1)))[0] is ExpiredError
@@ -230,7 +230,7 @@ def test_check_response_ignores_anchors_of_another_role(pkis: dict[str, PKI]) ->
     assert (kind, len(sentences)) == (ChainError, 1)
 
 
-def test_a_certificate_that_is_not_for_provisioning_services_cannot_sign(pkis: dict[str, PKI]) -> None:
+def test_certificate_that_is_not_for_provisioning_services_cannot_sign(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     impostor = pki.cps_sub2.issue("No CPS", CONTRACT, now=AT)
     chain = iso2.CertificateChain(None, impostor.certificate.der, tuple(c.der for c in impostor.sub_cas))
@@ -262,7 +262,7 @@ def test_revoked_and_unknown_chains_are_refused(pki: PKI, leaf: str, error: CCPE
     )  # fmt: skip
 
 
-def test_the_signature_of_another_provisioning_service_is_refused(pki: PKI) -> None:
+def test_signature_of_another_provisioning_service_is_refused(pki: PKI) -> None:
     encoded = contract_message(replace(pki, cps=replace(pki.cps, key=pki.cps_sub2.issue("CPS", CPS, now=AT).key)))
     assert refusal(lambda: verify_response(encoded, pki)) == (
         SignatureError, ("The signature value does not match the certificate's key.",),
@@ -287,7 +287,7 @@ POINT_P256, POINT_P521 = (
         (b"\0", "The DH public key has 1 bytes; on SECP256R1 it has 65."),
     ],
 )
-def test_an_iso2_dh_key_that_is_no_point_is_refused(pkis: dict[str, PKI], key: bytes, sentence: str) -> None:
+def test_iso2_dh_key_that_is_no_point_is_refused(pkis: dict[str, PKI], key: bytes, sentence: str) -> None:
     pki = pkis["iso2"]
     encoded = signed2(body_of(contract_message(pki))._replace(DHpublickey=iso2.DHpublickey("ID3", key)), pki.cps.key)
     assert refusal(lambda: verify_response(encoded, pki)) == (KeyMaterialError, (sentence,))
@@ -363,13 +363,13 @@ def test_iso20_key_material_that_no_vehicle_could_use_is_refused(
     assert refusal(lambda: verify_response(encoded, pki)) == (KeyMaterialError, (sentence,))
 
 
-def test_a_key_for_a_tpm_has_its_own_length(pkis: dict[str, PKI]) -> None:
+def test_key_for_a_tpm_has_its_own_length(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso20"]
     encoded = signed20(contract_message(pki), pki.cps.key, **key20("TPM_EncryptedPrivateKey", 206))
     assert verify_response(encoded, pki).response.encrypted_key_of == "TPM_EncryptedPrivateKey"
 
 
-def test_a_report_of_a_good_response_names_every_check_with_its_evidence(pki: PKI) -> None:
+def test_report_of_a_good_response_names_every_check_with_its_evidence(pki: PKI) -> None:
     checks = CheckList(collect=True)
     verify_response(contract_message(pki), pki, checks=checks, root=Fingerprint(pki.v2g_root.certificate.fingerprint))
     assert [check.number for check in checks.results] == list(range(1, 13))[: len(checks.results)]
@@ -380,7 +380,7 @@ def test_a_report_of_a_good_response_names_every_check_with_its_evidence(pki: PK
     assert pki.v2g_root.certificate.fingerprint in evidence["chain of the provisioning service to a V2G root"][-1]
 
 
-def test_a_report_goes_on_after_a_failure_as_far_as_it_can(pkis: dict[str, PKI]) -> None:
+def test_report_goes_on_after_a_failure_as_far_as_it_can(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     body = body_of(contract_message(pki))._replace(
         ResponseCode="FAILED", DHpublickey=iso2.DHpublickey("ID3", bytes(65))
@@ -430,7 +430,7 @@ def test_nobody_else_can_make_a_verified_message(pkis: dict[str, PKI]) -> None:
         response.emaid = OTHER_EMAID  # type: ignore[misc]
 
 
-def test_a_response_that_is_still_being_processed_is_refused(pkis: dict[str, PKI]) -> None:
+def test_response_that_is_still_being_processed_is_refused(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso20"]
     car = Car.generate(pki, PCID.parse("WEX0TEST000000901"), AT)
     encoded = sign_contract(

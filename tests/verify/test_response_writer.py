@@ -37,7 +37,7 @@ def stored(pki: PKI, car: Car, emaid: EMAID = THE_EMAID) -> SignedContract:
 
 
 @pytest.mark.parametrize("session", [b"", b"\1", SESSION, b"\xff" * 8])
-def test_an_answer_is_for_the_session_and_the_vehicle_can_install_it(pki: PKI, session: bytes) -> None:
+def test_answer_is_for_the_session_and_the_vehicle_can_install_it(pki: PKI, session: bytes) -> None:
     car = Car.generate(pki, THE_PCID, AT)
     contract = stored(pki, car)
     answer = verify.with_session(contract, session, AT)
@@ -50,7 +50,7 @@ def test_an_answer_is_for_the_session_and_the_vehicle_can_install_it(pki: PKI, s
 
 @pytest.mark.parametrize("kind", ["iso20", "ed448"])
 @pytest.mark.parametrize("remaining", [None, 0, 1, 255])
-def test_an_iso20_answer_carries_the_time_and_the_number_left(
+def test_iso20_answer_carries_the_time_and_the_number_left(
     pkis: dict[str, PKI], kind: str, remaining: int | None
 ) -> None:
     pki = pkis[kind]
@@ -66,7 +66,7 @@ def test_an_iso20_answer_carries_the_time_and_the_number_left(
     assert car.install(answer, SESSION, AT)[0] == THE_EMAID
 
 
-def test_an_iso2_answer_differs_in_the_session_id_and_nothing_else(pkis: dict[str, PKI]) -> None:
+def test_iso2_answer_differs_in_the_session_id_and_nothing_else(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     contract = stored(pki, Car.generate(pki, THE_PCID, AT))
     before, after = exi.decode(contract.response), exi.decode(verify.with_session(contract, SESSION, AT, 3))
@@ -75,7 +75,7 @@ def test_an_iso2_answer_differs_in_the_session_id_and_nothing_else(pkis: dict[st
     assert after.Header.Signature == before.Header.Signature
 
 
-def test_a_session_id_that_is_too_long_is_refused(pki: PKI) -> None:
+def test_session_id_that_is_too_long_is_refused(pki: PKI) -> None:
     contract = stored(pki, Car.generate(pki, THE_PCID, AT))
     with pytest.raises(EXIError):
         verify.with_session(contract, bytes(9), AT)
@@ -113,7 +113,7 @@ NUMBERS2 = {
 
 @pytest.mark.parametrize(("reason", "code2", "code20"), REASONS, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("session", [b"", SESSION])
-def test_a_refusal_tells_the_vehicle_its_reason_in_the_codes_of_its_edition(
+def test_refusal_tells_the_vehicle_its_reason_in_the_codes_of_its_edition(
     reason: CCPError, code2: str, code20: str, session: bytes
 ) -> None:
     at = datetime(2026, 1, 1, 0, 0, 0, 700_000, tzinfo=UTC)
@@ -151,7 +151,7 @@ def test_a_refusal_tells_the_vehicle_its_reason_in_the_codes_of_its_edition(
         'Certificate "…" has expired. ' * 9,
     ],
 )
-def test_a_fault_message_has_at_most_64_characters_whatever_the_reason(text: str) -> None:
+def test_fault_message_has_at_most_64_characters_whatever_the_reason(text: str) -> None:
     message = exi.decode(verify.negative_response(Namespace.ISO2, SESSION, ChainError(text), AT))
     assert isinstance(message, iso2.V2G_Message)
     assert message.Header.Notification is not None
@@ -162,7 +162,7 @@ def test_a_fault_message_has_at_most_64_characters_whatever_the_reason(text: str
 
 
 @pytest.mark.parametrize("cn", ["a\u0000b", "\ud7ff\uffff", "a\nb", "\u202eabc", "😀" * 16])
-def test_a_refusal_can_be_written_whatever_is_in_a_foreign_certificate(pkis: dict[str, PKI], cn: str) -> None:
+def test_refusal_can_be_written_whatever_is_in_a_foreign_certificate(pkis: dict[str, PKI], cn: str) -> None:
     """The name of a certificate gets into the sentence, and EXI does not take every character."""
     pki = pkis["iso2"]
     issuer = pki.oem_sub2.issue("X", OEM_PROVISIONING, now=AT)

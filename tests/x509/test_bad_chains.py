@@ -366,7 +366,7 @@ CAUSES: dict[str, tuple[Callable[[], Chain], str]] = {
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")
 @pytest.mark.parametrize("cause", CAUSES)
-def test_a_bad_chain_is_refused_with_its_reason(cause: str) -> None:
+def test_bad_chain_is_refused_with_its_reason(cause: str) -> None:
     make, reason = CAUSES[cause]
     with pytest.raises(ChainError, match=reason) as caught:
         make().verify()
@@ -389,13 +389,13 @@ def test_sha512_with_a_p256_key_is_refused_even_where_both_are_allowed() -> None
         (Usage.OEM_PROVISIONING, AnchorRole.EMSP),
     ],
 )
-def test_a_root_that_is_trusted_for_something_else_is_an_unknown_root(usage: Usage, role: AnchorRole) -> None:
+def test_root_that_is_trusted_for_something_else_is_an_unknown_root(usage: Usage, role: AnchorRole) -> None:
     made = chain(usage)
     with pytest.raises(ChainError, match='issuer of certificate "Sub1" is neither'):
         made.verify(made.anchors(role=role))
 
 
-def test_a_known_sub_ca_is_not_trusted_by_itself() -> None:
+def test_known_sub_ca_is_not_trusted_by_itself() -> None:
     made = chain()
     made.offered = []
     anchors = TrustAnchors.build(
@@ -405,7 +405,7 @@ def test_a_known_sub_ca_is_not_trusted_by_itself() -> None:
         made.verify(anchors)
 
 
-def test_a_sub_ca_known_for_another_role_is_not_used() -> None:
+def test_sub_ca_known_for_another_role_is_not_used() -> None:
     made = chain(Usage.OEM_PROVISIONING)
     made.offered = []
     subs = (made.sub1.certificate, made.sub2.certificate)
@@ -431,7 +431,7 @@ def test_names_in_a_message_are_short_and_printable() -> None:
     assert len(str(caught.value)) < 150
 
 
-def test_a_certificate_with_trailing_bytes_or_cut_anywhere_is_not_a_certificate() -> None:
+def test_certificate_with_trailing_bytes_or_cut_anywhere_is_not_a_certificate() -> None:
     der = chain().leaf.der
     for encoded in (der + b"\0", *(der[:end] for end in range(0, len(der)))):
         with pytest.raises(ChainError, match="not an X"):
@@ -443,7 +443,7 @@ def test_time_without_a_zone_is_a_mistake_of_the_caller() -> None:
         chain().verify(now=AT.replace(tzinfo=None))
 
 
-def test_the_moment_after_the_last_second_is_too_late() -> None:
+def test_moment_after_the_last_second_is_too_late() -> None:
     made = chain(valid={"leaf": (AT - DAY, AT)})
     made.verify(now=AT)
     made.verify(now=AT + timedelta(microseconds=999_999))

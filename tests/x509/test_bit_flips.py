@@ -98,7 +98,7 @@ def test_no_flipped_bit_makes_the_walk_accept_what_openssl_refuses() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["P-256", "P-521"])
-def test_a_signature_that_claims_an_unused_bit_is_refused_like_by_openssl(algorithm: Algorithm) -> None:
+def test_signature_that_claims_an_unused_bit_is_refused_like_by_openssl(algorithm: Algorithm) -> None:
     whole = chain(Usage.CPS, algorithm=algorithm)
     leaf = unused_bit(whole.leaf, whole.sub2.key)
     encoded = Encoded(Usage.CPS, algorithm, (leaf, *(one.der for one in (*whole.offered, whole.root.certificate))))
@@ -113,7 +113,7 @@ def test_a_signature_that_claims_an_unused_bit_is_refused_like_by_openssl(algori
 
 
 @pytest.mark.parametrize("algorithm", list(PROFILES))
-def test_a_public_key_that_claims_unused_bits_is_refused(algorithm: Algorithm) -> None:
+def test_public_key_that_claims_unused_bits_is_refused(algorithm: Algorithm) -> None:
     """Also in a contract leaf, whose key nothing in the pool uses."""
     der, bits, start = b"", b"", 0
     while not start or der[start + len(bits)] & 1:  # A bit that is said to be unused is zero.

@@ -74,7 +74,7 @@ def test_names_are_the_same_exactly_where_they_are_for_openssl() -> None:
     assert 50 < len(readable) < 300
 
 
-def test_what_is_no_name_is_never_read_as_one() -> None:
+def test_invalid_name_is_never_read_as_one() -> None:
     name = subject_name("Sub2").public_bytes()[2:]
     for end in range(1, len(name)):
         with contextlib.suppress(DERError):
@@ -84,7 +84,7 @@ def test_what_is_no_name_is_never_read_as_one() -> None:
             canonical_name(raw)
 
 
-def test_the_memory_of_canonical_names_is_bounded() -> None:
+def test_memory_of_canonical_names_is_bounded() -> None:
     for number in range(canonical_names._MAX_KNOWN + 10):
         canonical_name(subject_name(str(number)).public_bytes()[2:])
     assert len(canonical_names._KNOWN) <= canonical_names._MAX_KNOWN
@@ -111,7 +111,7 @@ def issued_by(whole: Chain, which: str, issuer: bytes) -> None:
 
 
 @pytest.mark.parametrize("which", ["leaf", "sub2"])
-def test_an_issuer_in_another_string_type_and_letter_case_is_the_same(which: str) -> None:
+def test_issuer_in_another_string_type_and_letter_case_is_the_same(which: str) -> None:
     whole = chain(Usage.OEM_PROVISIONING)
     above = whole.sub2 if which == "leaf" else whole.sub1
     issued_by(whole, which, respelled(above.certificate.subject_name))
@@ -121,14 +121,14 @@ def test_an_issuer_in_another_string_type_and_letter_case_is_the_same(which: str
     assert known.verify(whole.leaf, [], usage=whole.usage, now=AT, profile=Profile.ISO2).leaf == whole.leaf
 
 
-def test_a_trusted_root_is_found_by_value() -> None:
+def test_trusted_root_is_found_by_value() -> None:
     whole = chain(Usage.CPS)
     issuer = respelled(whole.root.certificate.subject_name)
     whole.offered[1] = forge(whole.offered[1], whole.root.key, lambda tbs: setattr(tbs, "issuer", tlv(0x30, issuer)))
     assert whole.verify().root == whole.root.certificate
 
 
-def test_a_root_whose_issuer_is_written_otherwise_is_a_root() -> None:
+def test_root_whose_issuer_is_written_otherwise_is_a_root() -> None:
     root = chain().root
     renamed = forge(
         root.certificate,
@@ -147,7 +147,7 @@ def test_another_name_is_another_name() -> None:
         whole.verify()
 
 
-def test_a_ca_is_one_issuer_however_its_name_is_written() -> None:
+def test_ca_is_one_issuer_however_its_name_is_written() -> None:
     whole = chain()
     certificate = whole.sub2.certificate
     renamed = forge(
@@ -162,7 +162,7 @@ def test_a_ca_is_one_issuer_however_its_name_is_written() -> None:
 
 @pytest.mark.parametrize("tag", [0x02, 0x03, 0x04], ids=["INTEGER", "BIT STRING", "OCTET STRING"])
 @pytest.mark.parametrize("field", ["issuer", "subject"])
-def test_a_name_with_a_strange_value_is_a_chain_error(tag: int, field: str) -> None:
+def test_name_with_a_strange_value_is_a_chain_error(tag: int, field: str) -> None:
     """In a common name, where cryptography raises TypeError for some of them."""
     whole = chain(Usage.CPS)
     name = der(0x31, der(0x30, COMMON_NAME + der(tag, b"\0Sub2")))
@@ -175,7 +175,7 @@ def test_a_name_with_a_strange_value_is_a_chain_error(tag: int, field: str) -> N
         whole.anchors().verify(whole.leaf, [sub_ca, whole.offered[1]], usage=Usage.CPS, now=AT, profile=Profile.ISO2)
 
 
-def test_an_anchor_whose_name_cannot_be_read_does_not_take_the_others_with_it() -> None:
+def test_anchor_whose_name_cannot_be_read_does_not_take_the_others_with_it() -> None:
     whole = chain(Usage.CPS)
     name = der(0x31, der(0x30, COMMON_NAME + der(0x02, b"\x07")))
     strange = forge(whole.root.certificate, whole.root.key, lambda tbs: setattr(tbs, "subject", tlv(0x30, name)))
@@ -200,7 +200,7 @@ def with_authority(whole: Chain, value: bytes) -> Certificate:
     return forge(whole.leaf, whole.sub2.key, edit)
 
 
-def test_an_authority_by_issuer_and_serial_number_names_the_issuer_certificate() -> None:
+def test_authority_by_issuer_and_serial_number_names_the_issuer_certificate() -> None:
     whole = chain(Usage.CPS)
     sub2 = whole.sub2.certificate
     whole.leaf = with_authority(whole, authority(sub2.issuer_name, sub2.serial_number))
@@ -209,7 +209,7 @@ def test_an_authority_by_issuer_and_serial_number_names_the_issuer_certificate()
     assert whole.verify().leaf == whole.leaf
 
 
-def test_a_sub_ca_renewed_with_the_same_key_is_not_the_one_that_is_named() -> None:
+def test_sub_ca_renewed_with_the_same_key_is_not_the_one_that_is_named() -> None:
     """OpenSSL: unable to get local issuer certificate."""
     whole = chain(Usage.CPS)
     old = whole.sub2.certificate
@@ -223,7 +223,7 @@ def test_a_sub_ca_renewed_with_the_same_key_is_not_the_one_that_is_named() -> No
     assert whole.verify().certificates[1] == old
 
 
-def test_an_authority_with_another_issuer_is_refused() -> None:
+def test_authority_with_another_issuer_is_refused() -> None:
     whole = chain(Usage.CPS)
     sub2 = whole.sub2.certificate
     whole.leaf = with_authority(whole, authority(subject_name("Sub2").public_bytes()[2:], sub2.serial_number))
@@ -231,7 +231,7 @@ def test_an_authority_with_another_issuer_is_refused() -> None:
         whole.verify()
 
 
-def test_a_root_that_names_another_certificate_as_its_issuer_is_no_root() -> None:
+def test_root_that_names_another_certificate_as_its_issuer_is_no_root() -> None:
     whole = chain(Usage.CPS)
     root = whole.root.certificate
     value = authority(root.issuer_name, root.serial_number + 1)
@@ -244,7 +244,7 @@ def test_a_root_that_names_another_certificate_as_its_issuer_is_no_root() -> Non
 # --- What the sentence says ---
 
 
-def test_a_critical_that_is_false_explicitly_is_named() -> None:
+def test_critical_that_is_false_explicitly_is_named() -> None:
     leaf = chain(Usage.CPS).leaf
     plain = bytes.fromhex("0603551d0e04")
     explicit = bytes.fromhex("0603551d0e01010004")

@@ -62,7 +62,7 @@ def common_name_by_cryptography(certificate: Certificate) -> str:
     return str(values[0].value) if len(values) == 1 else ""
 
 
-def test_the_published_certificates_are_read_with_all_their_parts() -> None:
+def test_published_certificates_are_read_with_all_their_parts() -> None:
     cps, sub2, _ = response_chains()["cps"]
     assert cps.subject_cn == "CPS 2024.4 QA"
     assert cps.subject_dn == "CN=CPS 2024.4 QA, DC=CPS, O=Hubject GmbH, C=EU"
@@ -83,7 +83,7 @@ def test_published_leaves_that_are_not_der_are_read_and_cryptography_alone_does_
         assert leaf.extension(x509.KeyUsage) is not None
 
 
-def test_the_tolerance_changes_nothing_but_the_five_bytes(issuer: Credential) -> None:
+def test_tolerance_changes_nothing_but_the_five_bytes(issuer: Credential) -> None:
     plain = issuer.issue("A", CONTRACT, now=AT).certificate
     defect = forge(
         plain, issuer.key, lambda tbs: added(tbs, ExtensionOID.BASIC_CONSTRAINTS, EXPLICIT_FALSE.value, critical=True)
@@ -106,7 +106,7 @@ def test_any_other_defect_of_basic_constraints_is_refused(issuer: Credential, en
         _ = bad.extensions
 
 
-def test_the_tolerance_does_not_cover_a_second_defect(issuer: Credential) -> None:
+def test_tolerance_does_not_cover_a_second_defect(issuer: Credential) -> None:
     def edit(tbs: Any) -> None:
         added(tbs, ExtensionOID.BASIC_CONSTRAINTS, EXPLICIT_FALSE.value)
         replaced(tbs, ExtensionOID.KEY_USAGE, b"\x03\x01")
@@ -137,7 +137,7 @@ def test_absent_extensions_are_none(issuer: Credential) -> None:
     assert bare.extension(x509.NameConstraints) is None
 
 
-def test_a_certificate_equals_another_with_the_same_bytes(issuer: Credential) -> None:
+def test_certificate_equals_another_with_the_same_bytes(issuer: Credential) -> None:
     twin = Certificate.load(issuer.certificate.der)
     assert twin == issuer.certificate
     assert len({twin, issuer.certificate}) == 1
@@ -155,7 +155,7 @@ def test_pem_goes_there_and_back(issuer: Credential) -> None:
             Certificate.load_pem(bad)
 
 
-def test_the_tbs_bytes_are_those_that_cryptography_signs_over(issuer: Credential) -> None:
+def test_tbs_bytes_are_those_that_cryptography_signs_over(issuer: Credential) -> None:
     found = [issuer.certificate, *(one for made in response_chains().values() for one in made)]
     for algorithm in ("P-256", "P-521", "Ed448"):
         found.append(chain(algorithm=algorithm).leaf)
@@ -203,14 +203,14 @@ WEIRD_NAMES: dict[str, list[tuple[x509.ObjectIdentifier, str, _ASN1Type | None]]
 
 
 @pytest.mark.parametrize("kind", WEIRD_NAMES)
-def test_a_weird_common_name_is_read_as_cryptography_reads_it(issuer: Credential, kind: str) -> None:
+def test_weird_common_name_is_read_as_cryptography_reads_it(issuer: Credential, kind: str) -> None:
     attributes = [x509.NameAttribute(oid, value, asn1) for oid, value, asn1 in WEIRD_NAMES[kind]]
     certificate = certificate_for(issuer, x509.Name(attributes))
     assert certificate.subject_cn == common_name_by_cryptography(certificate)
     assert bool(certificate.subject_cn) == (sum(one.oid == NameOID.COMMON_NAME for one in attributes) == 1)
 
 
-def test_an_empty_or_multi_valued_name_is_read_as_cryptography_reads_it(issuer: Credential) -> None:
+def test_empty_or_multi_valued_name_is_read_as_cryptography_reads_it(issuer: Credential) -> None:
     both = x509.RelativeDistinguishedName(
         [x509.NameAttribute(NameOID.COMMON_NAME, "a"), x509.NameAttribute(NameOID.ORGANIZATION_NAME, "b")]
     )
@@ -233,7 +233,7 @@ def test_an_empty_or_multi_valued_name_is_read_as_cryptography_reads_it(issuer: 
         (0x04, b"encoded", None),
     ],
 )
-def test_a_common_name_in_a_wrong_character_set_does_no_harm(
+def test_common_name_in_a_wrong_character_set_does_no_harm(
     issuer: Credential, tag: int, content: bytes, expected: str | None
 ) -> None:
     leaf = issuer.issue("A", CONTRACT, now=AT).certificate
@@ -412,13 +412,13 @@ SENT = {
 
 
 @pytest.mark.parametrize("kind", SENT)
-def test_a_name_is_recognised_in_every_form_that_is_sent(kind: str) -> None:
+def test_name_is_recognised_in_every_form_that_is_sent(kind: str) -> None:
     expected = {("CN", "V2G Root CA X G1"), ("DC", "V2G"), ("O", "Example GmbH"), ("C", "DE")}
     assert parse_dn(SENT[kind]) == expected
     assert names_match(SENT[kind], ROOT_NAME)
 
 
-def test_a_name_that_cryptography_prints_is_recognised() -> None:
+def test_name_that_cryptography_prints_is_recognised() -> None:
     for name in (ROOT_NAME, public_root().x509.subject, response_chains()["cps"][0].x509.issuer):
         for text in (str(name), repr(name), name.rfc4514_string()):
             assert names_match(text, name)
@@ -437,7 +437,7 @@ def test_our_own_text_of_a_name_is_recognised(issuer: Credential) -> None:
     assert names_match(certificate.subject_dn, name)
 
 
-def test_an_unescaped_comma_stays_in_its_value() -> None:
+def test_unescaped_comma_stays_in_its_value() -> None:
     assert parse_dn("O=Example, Inc., CN=x") == {("O", "Example, Inc."), ("CN", "x")}
 
 
@@ -474,7 +474,7 @@ def test_no_text_makes_the_reader_of_names_fail(text: str) -> None:
     names_match(text, ROOT_NAME)
 
 
-def test_a_very_long_name_is_read_in_reasonable_time() -> None:
+def test_very_long_name_is_read_in_reasonable_time() -> None:
     for text in ("CN=" + "a" * 10**6, "," * 10**6, "CN=x," * 10**5, " " * 10**6, "\\" * 10**6, "a" * 10**6 + "="):
         parse_dn(text)
 

@@ -24,7 +24,7 @@ def issued() -> tuple[Certificate, Certificate, Certificate]:
     return whole.leaf, issuer, respell
 
 
-def test_a_resolved_fingerprint_counts_for_every_certificate_of_its_issuer(
+def test_resolved_fingerprint_counts_for_every_certificate_of_its_issuer(
     issued: tuple[Certificate, Certificate, Certificate],
 ) -> None:
     leaf, issuer, respell = issued
@@ -56,7 +56,7 @@ def test_contracts_that_were_stored_before_are_matched_by_their_issuer(
     assert rules.configured_crl(CertificateRef("0" * 64, 1, None, ("0" * 64, "Sub2", "1" * 64))) is None
 
 
-def test_a_common_name_is_compared_by_value(issued: tuple[Certificate, Certificate, Certificate]) -> None:
+def test_common_name_is_compared_by_value(issued: tuple[Certificate, Certificate, Certificate]) -> None:
     _, issuer, respell = issued
     lists = IssuerMap({" sub2 ": "url"})
     assert not lists.unresolved
@@ -66,7 +66,7 @@ def test_a_common_name_is_compared_by_value(issued: tuple[Certificate, Certifica
 
 
 @pytest.mark.parametrize("digits", ["AB:" * 31 + "AB", "ab" * 32, " " + "Ab" * 32 + " "])
-def test_a_fingerprint_may_be_written_as_openssl_does(digits: str) -> None:
+def test_fingerprint_may_be_written_as_openssl_does(digits: str) -> None:
     assert parse_issuer(digits) == "ab" * 32
 
 

@@ -46,13 +46,13 @@ def test_every_parse_error_becomes_the_named_error_and_its_cause(error: BaseExce
     [RevokedError("x"), MemoryError(), KeyboardInterrupt(), SystemExit(), asyncio.CancelledError(), GeneratorExit()],
     ids=lambda error: type(error).__name__,
 )
-def test_what_is_no_parse_error_passes(error: BaseException) -> None:
+def test_other_errors_pass_through_parse_errors(error: BaseException) -> None:
     with pytest.raises(type(error)) as raised, parse_errors_as(lambda: ChainError("It cannot be read.")):
         raise error
     assert raised.value is error
     assert not is_parse_error(error)
 
 
-def test_nothing_happens_where_nothing_is_raised() -> None:
+def test_parse_errors_does_nothing_without_an_error() -> None:
     with parse_errors_as(lambda: ChainError("It cannot be read.")):
         pass

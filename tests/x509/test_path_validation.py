@@ -70,7 +70,7 @@ def test_verify_refuses_every_changed_bit_of_a_published_leaf(name: str) -> None
 
 @pytest.mark.parametrize("algorithm", ["P-256", "P-521", "Ed448"])
 @pytest.mark.parametrize("usage", list(Usage))
-def test_a_good_chain_of_every_kind_is_found(usage: Usage, algorithm: Algorithm) -> None:
+def test_good_chain_of_every_kind_is_found(usage: Usage, algorithm: Algorithm) -> None:
     template = LEAVES[usage]
     if algorithm == "Ed448":
         template = replace(template, key_usage=frozenset({"digital_signature"}))
@@ -79,16 +79,16 @@ def test_a_good_chain_of_every_kind_is_found(usage: Usage, algorithm: Algorithm)
     assert found.certificates == (made.leaf, *made.offered, made.root.certificate)
 
 
-def test_a_p256_leaf_may_stand_under_p521_issuers_in_iso20() -> None:
+def test_p256_leaf_may_stand_under_p521_issuers_in_iso20() -> None:
     chain(algorithm="P-521", leaf_algorithm="P-256").verify(profile=Profile.ISO20)
 
 
-def test_a_contract_may_lead_to_a_v2g_root() -> None:
+def test_contract_may_lead_to_a_v2g_root() -> None:
     made = chain()
     made.verify(made.anchors(role=AnchorRole.V2G))
 
 
-def test_a_root_may_be_trusted_for_several_roles() -> None:
+def test_root_may_be_trusted_for_several_roles() -> None:
     made = chain()
     root = made.root.certificate
     anchors = TrustAnchors.build([(AnchorRole.V2G, root), (AnchorRole.EMSP, root)], version=3)
@@ -110,7 +110,7 @@ def test_intermediates_may_come_in_any_order_with_the_root_and_with_strangers() 
         assert len(made.verify().certificates) == 4
 
 
-def test_a_leaf_alone_is_completed_from_the_known_intermediates() -> None:
+def test_leaf_alone_is_completed_from_the_known_intermediates() -> None:
     made = chain(Usage.OEM_PROVISIONING)
     made.offered = []
     anchors = made.anchors(known=[made.sub1.certificate, made.sub2.certificate])
@@ -137,28 +137,28 @@ def test_key_identifiers_may_be_absent(identifier: x509.ObjectIdentifier) -> Non
     made.verify()
 
 
-def test_a_leaf_without_key_usage_or_with_the_defect_of_the_field_is_accepted() -> None:
+def test_leaf_without_key_usage_or_with_the_defect_of_the_field_is_accepted() -> None:
     chain(leaf=replace(CONTRACT, key_usage=frozenset())).verify()
     chain(leaf=replace(CONTRACT, extra=((EXPLICIT_FALSE, True),))).verify()
     chain(leaf=replace(CONTRACT, extra=((x509.BasicConstraints(False, None), True),))).verify()
 
 
-def test_what_real_roots_carry_besides_is_accepted() -> None:
+def test_extensions_of_real_roots_are_accepted() -> None:
     policies = x509.CertificatePolicies([x509.PolicyInformation(x509.ObjectIdentifier("1.3.6.1.4.1.1"), None)])
     responder = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING])
     chain(root=replace(ROOT, extra=((policies, False), (responder, False)))).verify()
 
 
-def test_a_sub_ca_that_may_sign_other_things_too_is_accepted() -> None:
+def test_sub_ca_that_may_sign_other_things_too_is_accepted() -> None:
     chain(sub2=replace(SUB_CA2, key_usage=SUB_CA2.key_usage | {"digital_signature", "content_commitment"})).verify()
 
 
-def test_a_root_valid_from_1970_to_9999_is_accepted() -> None:
+def test_root_valid_from_1970_to_9999_is_accepted() -> None:
     forever = (datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
     chain(valid={"root": forever}).verify()
 
 
-def test_a_domain_component_nobody_here_knows_does_not_matter() -> None:
+def test_domain_component_nobody_here_knows_does_not_matter() -> None:
     chain(leaf=replace(CONTRACT, domain_component="example")).verify()
     chain(Usage.OEM_PROVISIONING, leaf=replace(OEM_PROVISIONING, domain_component=None)).verify()
 
@@ -175,7 +175,7 @@ def _cross_signed(sub: Credential, by: Credential) -> Certificate:
     )
 
 
-def test_a_cross_signed_sub_ca_is_followed_to_the_root_that_is_trusted() -> None:
+def test_cross_signed_sub_ca_is_followed_to_the_root_that_is_trusted() -> None:
     made = chain()
     other = build_root("Root of others", now=AT)
     crossed = _cross_signed(made.sub1, other)
@@ -187,7 +187,7 @@ def test_a_cross_signed_sub_ca_is_followed_to_the_root_that_is_trusted() -> None
     assert made.verify().root == made.root.certificate
 
 
-def test_the_root_that_is_found_does_not_depend_on_what_was_asked_before() -> None:
+def test_root_that_is_found_does_not_depend_on_what_was_asked_before() -> None:
     made = chain()
     other = build_root("Root of others", now=AT)
     crossed = _cross_signed(made.sub1, other)
@@ -202,7 +202,7 @@ def test_the_root_that_is_found_does_not_depend_on_what_was_asked_before() -> No
             made.verify(anchors)
 
 
-def test_a_self_issued_certificate_does_not_count_for_the_path_length() -> None:
+def test_self_issued_certificate_does_not_count_for_the_path_length() -> None:
     """A sub-CA has rolled its key over: same name, old key vouches for the new one."""
     root = build_root("Root", now=AT)
     old = root.issue("Sub", SUB_CA2, now=AT)
@@ -213,7 +213,7 @@ def test_a_self_issued_certificate_does_not_count_for_the_path_length() -> None:
     assert found.certificates == (leaf, new.certificate, old.certificate, root.certificate)
 
 
-def test_an_expired_twin_of_a_sub_ca_is_passed_over() -> None:
+def test_expired_twin_of_a_sub_ca_is_passed_over() -> None:
     made = chain()
     renewed = made.offered[1]
     expired = build_certificate(
@@ -263,7 +263,7 @@ def test_validity_is_checked_again_for_a_remembered_chain() -> None:
     made.verify(anchors)
 
 
-def test_the_signature_of_the_leaf_is_checked_again_for_a_remembered_chain() -> None:
+def test_signature_of_the_leaf_is_checked_again_for_a_remembered_chain() -> None:
     made = chain()
     anchors = made.anchors()
     made.verify(anchors)

@@ -204,7 +204,7 @@ def refused(answer: httpx.Response, status: int, *sentences: str) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_without_a_good_token_nobody_learns_or_changes_anything(place: Place, operation: str, role: str) -> None:
+def test_callers_without_a_valid_token_learn_and_change_nothing(place: Place, operation: str, role: str) -> None:
     for bad, kind in itertools.product(BAD_TOKENS, IDS):
         answer, _, _ = ask(place, operation, kind, place.token(role, bad))
         refused(answer, 401, NEEDED if bad == "none" else INVALID)
@@ -215,7 +215,7 @@ def test_without_a_good_token_nobody_learns_or_changes_anything(place: Place, op
     ("operation", "role"),
     [(operation, role) for operation in OPERATIONS for role in ROLES if role not in MAY[operation].split(", ")],
 )
-def test_a_role_that_the_operation_is_not_for_is_refused_whatever_it_asks_for(
+def test_role_that_the_operation_is_not_for_is_refused_whatever_it_asks_for(
     place: Place, operation: str, role: str
 ) -> None:
     for kind in IDS:
@@ -377,7 +377,7 @@ OUTCOMES: dict[str, dict[str, Expected]] = {
     ("operation", "role", "kind"),
     [(operation, role, kind) for operation in OUTCOMES for role in MAY[operation].split(", ") for kind in IDS],
 )
-def test_a_role_that_the_operation_is_for_gets_what_is_its_own(
+def test_role_that_the_operation_is_for_gets_what_is_its_own(
     place: Place, operation: str, role: str, kind: str
 ) -> None:
     answer, contract, car = ask(place, operation, kind, place.pool.token(f"only_{role}"))
@@ -387,7 +387,7 @@ def test_a_role_that_the_operation_is_for_gets_what_is_its_own(
         place.mine = (car, place.pool.publish(car, contract.emaid))
 
 
-def test_the_tables_leave_nothing_out() -> None:
+def test_tables_leave_nothing_out() -> None:
     assert set(OUTCOMES) == set(MAY) == set(OPERATIONS)
     assert all(set(outcomes) == set(IDS) for outcomes in OUTCOMES.values())
     assert set(ROLES) == set(PartyRole)

@@ -39,7 +39,7 @@ def column(url: str, name: str, number: int) -> Any:
 # --- Recording -------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_says_what_its_entry_said(url: str) -> None:
+def test_row_says_what_its_entry_said(url: str) -> None:
     pcid = vehicle_of(LANE)
     (row,) = read(url, queries.page(LANE, 2, 3))
     assert (row.lane, row.number, row.actor, row.action, row.outcome) == (LANE, 3, ACTOR, "contract.published", "ok")
@@ -74,7 +74,7 @@ def test_neighbouring_members_cannot_be_shifted_into_one_another() -> None:
     assert len(hashes) == len(others) + 1
 
 
-def test_the_same_entry_has_another_commitment_each_time(url: str) -> None:
+def test_same_entry_has_another_commitment_each_time(url: str) -> None:
     write(url, queries.record(entry(vehicle_of(LANE)), entry(vehicle_of(LANE))))
     assert column(url, "subject", 6) == column(url, "subject", 7)
     assert column(url, "commitment", 6) != column(url, "commitment", 7)
@@ -87,7 +87,7 @@ def test_entries_of_one_change_may_stand_in_several_lanes(tmp_path: Path) -> Non
     assert verify(url).broken == ()
 
 
-def test_a_change_that_is_taken_back_leaves_no_row(url: str) -> None:
+def test_change_that_is_taken_back_leaves_no_row(url: str) -> None:
     def change() -> Query[None]:
         yield from queries.record(entry(vehicle_of(LANE)))
         raise ConfigurationError("no")
@@ -111,7 +111,7 @@ def test_text_of_any_kind_is_recorded_and_verifies(tmp_path: Path) -> None:
 # --- Tampering -------------------------------------------------------------------------------------------------------
 
 
-def test_an_untouched_trail_is_whole_and_so_is_an_empty_one(url: str, tmp_path: Path) -> None:
+def test_untouched_trail_is_whole_and_so_is_an_empty_one(url: str, tmp_path: Path) -> None:
     assert (verify(url).rows, verify(url).broken) == (10, ())
     (tmp_path / "empty").mkdir()
     assert (verify(new_database(tmp_path / "empty")).rows, verify(url).broken) == (0, ())
@@ -134,7 +134,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("number", [1, 3, 5])
 @pytest.mark.parametrize("name", list(CHANGES))
-def test_a_changed_column_is_noticed_in_whatever_row(url: str, name: str, number: int) -> None:
+def test_changed_column_is_noticed_in_whatever_row(url: str, name: str, number: int) -> None:
     before = column(url, name, number)
     sql(url, f"update audit set {name} = {CHANGES[name]} where lane = ? and number = ?", LANE, number)
     assert name in ("lane", "number") or column(url, name, number) != before
@@ -161,7 +161,7 @@ def test_verifier_finds_a_removed_row(url: str, removed: int, first: int) -> Non
     assert broken(url) == [(LANE, first)]
 
 
-def test_a_removed_row_whose_gap_was_closed_is_noticed(url: str) -> None:
+def test_removed_row_whose_gap_was_closed_is_noticed(url: str) -> None:
     sql(url, "delete from audit where lane = ? and number = 3", LANE)
     sql(url, "update audit set number = number - 1 where lane = ? and number > 3", LANE)
     sql(url, "update audit_head set number = 4 where lane = ?", LANE)
@@ -175,7 +175,7 @@ def test_rows_that_changed_places_are_noticed(url: str, one: int, other: int) ->
     assert broken(url) == [(LANE, one)]
 
 
-def test_a_row_that_was_added_is_noticed(url: str) -> None:
+def test_row_that_was_added_is_noticed(url: str) -> None:
     sql(
         url,
         "insert into audit select lane, 6, at, actor, action, outcome, trace_id, subject, salt, commitment, hash "
@@ -188,7 +188,7 @@ def test_a_row_that_was_added_is_noticed(url: str) -> None:
 
 
 @pytest.mark.parametrize("place", [0, -7])
-def test_a_row_before_the_first_one_is_noticed(url: str, place: int) -> None:
+def test_row_before_the_first_one_is_noticed(url: str, place: int) -> None:
     sql(
         url,
         "insert into audit select lane, ?, at, actor, action, outcome, trace_id, subject, salt, commitment, hash "
@@ -203,19 +203,19 @@ def test_a_row_before_the_first_one_is_noticed(url: str, place: int) -> None:
     "change", ["number = 4", "number = 6", "number = 0", "hash = 'x'", "number = 4, hash = (select hash from audit "
     "where audit.lane = audit_head.lane and number = 4)"],
 )  # fmt: skip
-def test_a_changed_head_is_noticed(url: str, change: str) -> None:
+def test_changed_head_is_noticed(url: str, change: str) -> None:
     sql(url, f"update audit_head set {change} where lane = ?", LANE)
     assert [lane for lane, _ in broken(url)] == [LANE]
 
 
 @pytest.mark.parametrize("tables", [("audit",), ("audit_head",), ("audit", "audit_head")])
-def test_a_lane_that_was_removed_is_noticed(url: str, tables: tuple[str, ...]) -> None:
+def test_lane_that_was_removed_is_noticed(url: str, tables: tuple[str, ...]) -> None:
     for table in tables:
         sql(url, f"delete from {table} where lane = ?", LANE)
     assert [lane for lane, _ in broken(url)] == [LANE]
 
 
-def test_the_end_of_a_lane_that_is_still_empty_is_missed_too(url: str) -> None:
+def test_end_of_a_lane_that_is_still_empty_is_missed_too(url: str) -> None:
     sql(url, "delete from audit_head where lane = 11")
     assert broken(url) == [(11, 1)]
 
@@ -227,7 +227,7 @@ def test_rows_in_a_lane_that_there_is_not_are_noticed(url: str, lane: int, table
     assert SHARDS in dict(broken(url))
 
 
-def test_a_subject_that_is_gone_without_an_erasure_is_noticed(url: str) -> None:
+def test_subject_that_is_gone_without_an_erasure_is_noticed(url: str) -> None:
     sql(url, "update audit set subject = null, salt = null where lane = ? and number = 2", LANE)
     assert [(each.number, each.why) for each in verify(url).broken] == [
         (2, "its subject was removed, and no erasure lists it")
@@ -243,7 +243,7 @@ def test_verification_reports_the_first_broken_row_of_each_lane(url: str) -> Non
     assert "missing" in verdict.broken[1].why
 
 
-def test_a_lane_whose_end_was_taken_away_takes_no_changes_and_says_why(url: str) -> None:
+def test_lane_whose_end_was_taken_away_takes_no_changes_and_says_why(url: str) -> None:
     sql(url, "delete from audit_head where lane = ?", LANE)
     with pytest.raises(ConfigurationError, match=f"lost the head of lane {LANE}; see ccp audit verify"):
         write(url, queries.record(entry(vehicle_of(LANE))))
@@ -271,7 +271,7 @@ def cut(url: str) -> None:
 
 
 @pytest.mark.parametrize(("tamper", "first"), [(rewritten, 5), (cut, 4)])
-def test_what_the_chain_alone_cannot_show_the_ends_of_an_earlier_export_do(url: str, tamper: Any, first: int) -> None:
+def test_chain_heads_of_an_earlier_export_show_what_the_chain_cannot(url: str, tamper: Any, first: int) -> None:
     earlier = {lane: read(url, queries.chain_head(lane))[0] for lane in range(SHARDS)}
     write(url, queries.record(entry(vehicle_of(OTHER))))
     assert broken(url, {lane: head for lane, head in earlier.items() if head}) == []
@@ -295,7 +295,7 @@ def erase(url: str, emaid: str, listed: bool = True) -> list[AuditRow]:
     return rows
 
 
-def test_an_erased_subject_is_good_where_an_erasure_lists_its_row(url: str) -> None:
+def test_erased_subject_is_good_where_an_erasure_lists_its_row(url: str) -> None:
     rows = erase(url, CONTRACT)
     assert len(rows) == 10
     verdict = verify(url)
@@ -311,7 +311,7 @@ def test_erasure_of_many_rows_is_recorded_in_several_rows(tmp_path: Path) -> Non
     assert (verify(url).erased, verify(url).broken) == (1201, ())
 
 
-def test_an_erasure_that_was_tampered_with_covers_nothing(url: str) -> None:
+def test_erasure_that_was_tampered_with_covers_nothing(url: str) -> None:
     erase(url, CONTRACT)
     lane = sql(url, "select lane from audit where action = 'data.erased'")[0][0]
     sql(url, "update audit set subject = replace(subject, '[3,1]', '[3,2]') where action = 'data.erased'")
@@ -324,7 +324,7 @@ def test_another_subject_cannot_be_put_in_the_place_of_an_erased_one(url: str) -
     assert broken(url) == [(LANE, 2)]
 
 
-def test_a_salt_that_outlives_its_subject_is_noticed(url: str) -> None:
+def test_salt_that_outlives_its_subject_is_noticed(url: str) -> None:
     salt = column(url, "salt", 2)
     erase(url, CONTRACT)
     sql(url, "update audit set salt = ? where lane = ? and number = 2", salt, LANE)
@@ -375,7 +375,7 @@ def test_rows_are_found_by_everything_that_is_asked_for_newest_first(tmp_path: P
         ("WEX0AUDIT00000001", {"emaid": "DEEXAA00000001", "moved_from": "WEX0AUDIT00000001"}, True),
     ],
 )
-def test_a_row_names_an_id_where_it_stands_as_a_word_of_its_own(
+def test_row_names_an_id_where_it_stands_as_a_word_of_its_own(
     tmp_path: Path, named: str, subject: dict[str, str], does: bool
 ) -> None:
     url = new_database(tmp_path)

@@ -36,7 +36,7 @@ def exported(config: tuple[object, ...]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ccp_ok("audit", "export", *config).lines]
 
 
-def test_a_whole_trail_is_said_to_be_whole(url: str, config: tuple[object, ...]) -> None:
+def test_whole_trail_is_said_to_be_whole(url: str, config: tuple[object, ...]) -> None:
     assert ccp_ok("audit", "verify", *config).lines == ["32 row(s).", "The trail is whole."]
     assert json.loads(ccp_ok("audit", "verify", "--json", *config).out) == {"rows": 32, "erased": 0, "broken": []}
 
@@ -57,9 +57,7 @@ def test_verify_prints_the_first_broken_row_of_each_lane_with_status_1(url: str,
     assert [(each["lane"], each["number"]) for each in json.loads(done.out)["broken"]] == [(2, 1), (5, 2)]
 
 
-def test_an_export_has_every_row_with_its_hashes_and_the_ends_of_all_lanes(
-    url: str, config: tuple[object, ...]
-) -> None:
+def test_export_has_every_row_with_its_hashes_and_the_ends_of_all_lanes(url: str, config: tuple[object, ...]) -> None:
     first, *rest = exported(config)
     assert (first["format"], first["lanes"]) == ("opnc-ccp audit 1", SHARDS)
     rows, ends = [line for line in rest if "at" in line], [line for line in rest if "end_of" in line]
@@ -77,7 +75,7 @@ def verified(file: Path) -> list[tuple[int, int]]:
     return found
 
 
-def test_an_export_is_verified_without_the_database(
+def test_export_is_verified_without_the_database(
     url: str, config: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "trail.jsonl"
@@ -92,7 +90,7 @@ def test_an_export_is_verified_without_the_database(
     ("old", "new"),
     [('"actor": "cps"', '"actor": "emsp"'), ('"at": 1', '"at": 2'), ("DEEXA", "NLEXB"), ('"trace-', '"trace+')],
 )
-def test_a_changed_export_is_noticed(url: str, config: tuple[object, ...], tmp_path: Path, old: str, new: str) -> None:
+def test_changed_export_is_noticed(url: str, config: tuple[object, ...], tmp_path: Path, old: str, new: str) -> None:
     lines = ccp_ok("audit", "export", *config).lines
     file = tmp_path / "trail.jsonl"
     assert old in lines[4]
@@ -101,7 +99,7 @@ def test_a_changed_export_is_noticed(url: str, config: tuple[object, ...], tmp_p
     assert verified(file) == [(row["lane"], row["number"])]
 
 
-def test_an_export_that_was_cut_anywhere_is_noticed(url: str, config: tuple[object, ...], tmp_path: Path) -> None:
+def test_export_that_was_cut_anywhere_is_noticed(url: str, config: tuple[object, ...], tmp_path: Path) -> None:
     lines = ccp_ok("audit", "export", *config).lines
     file = tmp_path / "trail.jsonl"
     file.write_text("\n".join(lines[:-1]))
@@ -134,7 +132,7 @@ def test_an_export_that_was_cut_anywhere_is_noticed(url: str, config: tuple[obje
         '{"format": "opnc-ccp audit 1"}',
     ],
 )
-def test_a_file_that_is_no_export_is_refused(tmp_path: Path, content: str) -> None:
+def test_file_that_is_no_export_is_refused(tmp_path: Path, content: str) -> None:
     file = tmp_path / "trail.jsonl"
     file.write_bytes(content.encode("latin-1"))
     assert ccp_error("audit", "verify", file).startswith(f"{file}")
@@ -143,7 +141,7 @@ def test_a_file_that_is_no_export_is_refused(tmp_path: Path, content: str) -> No
 @pytest.mark.parametrize(
     ("name", "value"), [("lane", "3"), ("number", 1.5), ("at", None), ("actor", 7), ("hash", []), ("lane", True)]
 )
-def test_a_line_with_a_member_of_the_wrong_kind_is_refused_with_its_number(
+def test_line_with_a_member_of_the_wrong_kind_is_refused_with_its_number(
     config: tuple[object, ...], tmp_path: Path, name: str, value: Any
 ) -> None:
     lines = exported(config)
@@ -153,7 +151,7 @@ def test_a_line_with_a_member_of_the_wrong_kind_is_refused_with_its_number(
     assert ccp_error("audit", "verify", file) == f"{file}: Line 2 is not a line of an audit export."
 
 
-def test_a_trail_is_held_against_an_export_that_was_kept_elsewhere(
+def test_trail_is_held_against_an_export_that_was_kept_elsewhere(
     url: str, config: tuple[object, ...], tmp_path: Path
 ) -> None:
     kept = tmp_path / "kept.jsonl"
@@ -175,7 +173,7 @@ def test_a_trail_is_held_against_an_export_that_was_kept_elsewhere(
     assert "is broken; see" in ccp_error("audit", "verify", "--against", kept, *config)
 
 
-def test_an_export_of_a_broken_trail_says_so_and_is_as_broken(
+def test_export_of_a_broken_trail_says_so_and_is_as_broken(
     url: str, config: tuple[object, ...], tmp_path: Path
 ) -> None:
     sql(url, "update audit set actor = 'x' where lane = 2 and number = 1")
@@ -185,7 +183,7 @@ def test_an_export_of_a_broken_trail_says_so_and_is_as_broken(
     assert verified(file) == [(2, 1)]
 
 
-def test_an_export_overwrites_nothing(config: tuple[object, ...], tmp_path: Path) -> None:
+def test_export_overwrites_nothing(config: tuple[object, ...], tmp_path: Path) -> None:
     file = tmp_path / "trail.jsonl"
     file.write_text("something else")
     assert ccp_error("audit", "export", file, *config) == f"{file} exists already."
@@ -225,14 +223,14 @@ def test_rows_are_filtered(config: tuple[object, ...], options: tuple[str, ...],
     assert len(json.loads(ccp_ok("audit", "list", *options, "--json", *config).out)) == count
 
 
-def test_a_time_that_is_none_and_an_id_that_is_none_are_refused(config: tuple[object, ...]) -> None:
+def test_time_that_is_none_and_an_id_that_is_none_are_refused(config: tuple[object, ...]) -> None:
     assert ccp_error("audit", "list", "--since", "yesterday", *config).startswith(
         "--since must be a date or a time, such as"
     )
     assert ccp_error("audit", "list", "--emaid", "x", *config).startswith("emaid : must match")
 
 
-def test_what_a_caller_claimed_to_be_cannot_write_to_the_terminal(url: str, config: tuple[object, ...]) -> None:
+def test_claimed_client_id_cannot_write_to_the_terminal(url: str, config: tuple[object, ...]) -> None:
     claimed = "\x1b[2J\nadmin"
     write(url, queries.record(entry(vehicle_of(3), at=99, subject={"claimed": claimed})))
     out = ccp_ok("audit", "list", "--limit", "1", *config).out
@@ -240,7 +238,7 @@ def test_what_a_caller_claimed_to_be_cannot_write_to_the_terminal(url: str, conf
     assert r"claimed=\x1b[2J\nadmin" in out
 
 
-def test_the_pseudonym_of_an_id_is_its_keyed_hash_in_whatever_form_it_is_written(
+def test_pseudonym_of_an_id_is_its_keyed_hash_in_whatever_form_it_is_written(
     url: str, config: tuple[object, ...], tmp_path: Path
 ) -> None:
     (first,) = ccp_ok("audit", "pseudonym", "de-exa-a00000001", *config).lines
@@ -259,7 +257,7 @@ def test_the_pseudonym_of_an_id_is_its_keyed_hash_in_whatever_form_it_is_written
     assert ccp_error("audit", "pseudonym", "nonsense", *config).startswith("ID : must match")
 
 
-def test_a_key_for_the_log_that_is_short_is_refused_and_none_is_ever_printed(config: tuple[object, ...]) -> None:
+def test_key_for_the_log_that_is_short_is_refused_and_none_is_ever_printed(config: tuple[object, ...]) -> None:
     assert "log_pseudonym_key" in ccp_error("config", *config, env={"CCP_LOG_PSEUDONYM_KEY": "short"})
     assert (
         "a key of the operator"

@@ -100,7 +100,7 @@ def whole(config: Path) -> dict[str, Any]:
     return verdict
 
 
-def test_a_contract_is_erased_everywhere_and_the_car_maker_is_told(pool: Pool, config: Path) -> None:
+def test_contract_is_erased_everywhere_and_the_car_maker_is_told(pool: Pool, config: Path) -> None:
     car, contract, other = lived(pool)
     count = rows_naming(pool, contract.emaid, 3)
     before = whole(config)["erased"]
@@ -122,7 +122,7 @@ def test_a_contract_is_erased_everywhere_and_the_car_maker_is_told(pool: Pool, c
     assert broken_invariants(pool.settings.database) == []
 
 
-def test_a_contract_is_erased_everywhere_when_nobody_is_to_be_told(pool: Pool, config: Path) -> None:
+def test_contract_is_erased_everywhere_when_nobody_is_to_be_told(pool: Pool, config: Path) -> None:
     _, contract, other = lived(pool)
     assert erased(config, "--emaid", contract.emaid, "--no-notify")["events_waiting"] == 0
     assert naming(pool, contract.emaid) == {}
@@ -131,7 +131,7 @@ def test_a_contract_is_erased_everywhere_when_nobody_is_to_be_told(pool: Pool, c
     assert broken_invariants(pool.settings.database) == []
 
 
-def test_a_vehicle_is_erased_everywhere_with_its_contracts(pool: Pool, config: Path) -> None:
+def test_vehicle_is_erased_everywhere_with_its_contracts(pool: Pool, config: Path) -> None:
     car, contract, other = lived(pool)
     count = rows_naming(pool, car.pcid, 5)
     report = erased(config, "--pcid", car.pcid, "--no-notify")
@@ -186,7 +186,7 @@ def test_erased_vehicle_is_gone_once_its_events_are_sent(pool: Pool, config: Pat
     whole(config)
 
 
-def test_a_vehicle_that_was_erased_can_have_contracts_again(pool: Pool, config: Path) -> None:
+def test_vehicle_that_was_erased_can_have_contracts_again(pool: Pool, config: Path) -> None:
     car, *_ = lived(pool)
     erased(config, "--pcid", car.pcid)
     emaid = pool.publish(car).emaid
@@ -197,7 +197,7 @@ def test_a_vehicle_that_was_erased_can_have_contracts_again(pool: Pool, config: 
     assert broken_invariants(pool.settings.database) == []
 
 
-def test_a_dry_run_says_the_same_and_changes_nothing(pool: Pool, config: Path) -> None:
+def test_dry_run_says_the_same_and_changes_nothing(pool: Pool, config: Path) -> None:
     car, contract, _ = lived(pool)
     rows_naming(pool, contract.emaid, 3)
 
@@ -223,7 +223,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(pool: Pool, config: Path) -
             assert erased(config, *kind)["erased"] == rehearsal["erased"]
 
 
-def test_the_row_of_an_erasure_says_who_and_how_much_and_names_no_id(pool: Pool, config: Path) -> None:
+def test_row_of_an_erasure_says_who_and_how_much_and_names_no_id(pool: Pool, config: Path) -> None:
     car, contract, other = lived(pool)
     erased(config, "--emaid", contract.emaid, "--no-notify")
     (row, *_) = pool.change(queries.search(Filter(action="data.erased"), 1))
@@ -263,7 +263,7 @@ def test_erase_keeps_the_revocation_of_a_certificate(pool: Pool, config: Path) -
     assert naming(pool, contract.emaid) == {}
 
 
-def test_an_id_is_read_in_every_form_and_exactly_one_is_asked_for(pool: Pool, config: Path) -> None:
+def test_id_is_read_in_every_form_and_exactly_one_is_asked_for(pool: Pool, config: Path) -> None:
     emaid = pool.publish(pool.car()).emaid
     hyphens = f"{emaid[:2]}-{emaid[2:5]}-{emaid[5:]}".lower()
     assert erased(config, "--emaid", hyphens)["erased"]["contracts"] == 1
@@ -287,7 +287,7 @@ def test_erase_prints_what_it_removed(pool: Pool, config: Path) -> None:
     assert done[-1].startswith("1 event(s) to the car maker still name it until they are sent")
 
 
-def test_an_erased_row_is_found_by_its_actor_and_no_more_by_its_id(tmp_path: Path) -> None:
+def test_erased_row_is_found_by_its_actor_and_no_more_by_its_id(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     car = vehicle_of(1)
     write(url, queries.record(entry(car)))

@@ -43,7 +43,7 @@ def test_lines_of_one_iteration_are_one_write() -> None:
     assert in_a_turn(("info", "a"), ("warning", "b"), ("debug", "c")) == ([], ["a\nb\nc\n"])
 
 
-def test_what_failed_is_written_at_once_behind_what_was_said_before() -> None:
+def test_line_of_a_failure_is_written_at_once_after_earlier_lines() -> None:
     assert in_a_turn(("info", "a"), ("error", "b"), ("info", "c")) == (["a\nb\n"], ["a\nb\n", "c\n"])
 
 
@@ -53,7 +53,7 @@ def test_no_write_is_longer_than_what_a_pipe_takes_whole_unless_a_line_is() -> N
     assert writes == [f"{line}\n{line}\n", f"{line}\n", f"{long}\n", f"{line}\n"]
 
 
-def test_a_file_that_cannot_be_written_keeps_nothing_waiting() -> None:
+def test_file_that_cannot_be_written_keeps_nothing_waiting() -> None:
     class Full(File):
         def write(self, text: str) -> int:
             raise OSError(28, "No space left on device")
@@ -74,7 +74,7 @@ def test_outside_of_an_event_loop_every_line_is_written_at_once() -> None:
     assert file.writes == ["a\n", "b\n"]
 
 
-def test_what_a_loop_left_behind_does_not_keep_the_next_one_from_writing() -> None:
+def test_lines_of_an_ended_loop_do_not_block_the_next_one() -> None:
     file = File()
     lines = LineWriter(file)
     loop = asyncio.new_event_loop()

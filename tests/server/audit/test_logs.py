@@ -147,7 +147,7 @@ def test_one_vehicle_and_one_contract_can_be_followed_by_their_pseudonyms(server
         assert len(others) >= 2
 
 
-def test_a_request_that_is_refused_or_fails_has_its_ids_in_the_log_too(server_log: ServerLog) -> None:
+def test_request_that_is_refused_or_fails_has_its_ids_in_the_log_too(server_log: ServerLog) -> None:
     statuses = {event["status"] for event in server_log.events if event.get("emaid") and event.get("pcid")}
     assert {200, 201, 400, 401, 403, 404} <= statuses
     assert all(event["owner"] in ("DEEXA", "NLEXB", "WEX", "WXB") for event in server_log.events if event.get("emaid"))
@@ -163,7 +163,7 @@ def test_workers_that_start_together_use_the_one_key_that_the_database_keeps(ser
 
 
 @pytest.mark.parametrize("mode", ["owner", "clear"])
-def test_the_log_says_of_ids_what_the_setting_allows(pkis: dict[str, PKI], tmp_path: Path, mode: str) -> None:
+def test_log_says_of_ids_what_the_setting_allows(pkis: dict[str, PKI], tmp_path: Path, mode: str) -> None:
     with start(pkis) as pool:
         port, emaid = free_port(), new_emaid()
         config, log = tmp_path / "ccp.toml", tmp_path / "log"
@@ -178,7 +178,7 @@ def test_the_log_says_of_ids_what_the_setting_allows(pkis: dict[str, PKI], tmp_p
         assert sql(pool.settings.database, "select count(*) from audit where subject like ?", f"%{emaid}%") == [(1,)]
 
 
-def test_what_an_exception_says_is_masked_and_its_traceback_can_be_read() -> None:
+def test_exception_text_is_masked_and_its_traceback_can_be_read() -> None:
     text = (
         'File "/usr/lib/python3.11/site-packages/ccp/pool.py", line 17, in signed_contract_data_of_vehicle\n'
         "KeyError: 'DEEXAT00000001' and WEX0TEST000000001"

@@ -91,7 +91,7 @@ def test_publication_leaves_one_row(pool: Pool) -> None:
     assert len(rows(pool, contract.emaid)) == 1
 
 
-def test_the_same_variant_again_is_replaced_and_another_one_is_published(pool: Pool) -> None:
+def test_same_variant_again_is_replaced_and_another_one_is_published(pool: Pool) -> None:
     car = pool.car()
     emaid = pool.publish(car).emaid
     pool.publish(car, emaid)
@@ -103,7 +103,7 @@ def test_the_same_variant_again_is_replaced_and_another_one_is_published(pool: P
     ]
 
 
-def test_a_move_leaves_one_row_that_names_both_vehicles(pool: Pool) -> None:
+def test_move_leaves_one_row_that_names_both_vehicles(pool: Pool) -> None:
     car, other = pool.car(), pool.car()
     emaid = pool.publish(car).emaid
     answer = pool.cps.put("/signedcontractdata", json=pool.contract(other, emaid).body)
@@ -113,7 +113,7 @@ def test_a_move_leaves_one_row_that_names_both_vehicles(pool: Pool) -> None:
     assert [row.action for row in rows(pool, car.pcid)] == ["contract.published", "contract.moved"]
 
 
-def test_a_withdrawal_leaves_one_row(pool: Pool) -> None:
+def test_withdrawal_leaves_one_row(pool: Pool) -> None:
     car = pool.car()
     emaid = pool.publish(car).emaid
     answer = pool.emsp.delete(f"/signedcontractdata/{emaid}")
@@ -122,7 +122,7 @@ def test_a_withdrawal_leaves_one_row(pool: Pool) -> None:
     assert (row.actor, row.action, subject(row)) == ("emsp", "contract.withdrawn", {"emaid": emaid, "pcid": car.pcid})
 
 
-def test_a_change_of_the_default_leaves_one_row_and_one_that_changes_nothing_none(pool: Pool) -> None:
+def test_change_of_the_default_leaves_one_row_and_one_that_changes_nothing_none(pool: Pool) -> None:
     car = pool.car()
     pool.publish(car)
     second = pool.publish(car).emaid
@@ -147,7 +147,7 @@ def test_reads_deliveries_and_dry_runs_leave_no_row(pool: Pool) -> None:
     assert len(rows(pool)) == before
 
 
-def test_what_is_refused_for_what_it_says_and_what_is_not_found_leaves_no_row(pool: Pool) -> None:
+def test_refused_and_not_found_requests_leave_no_row(pool: Pool) -> None:
     car = pool.car()
     contract = pool.contract(car, signer="stranger")
     before = len(rows(pool))
@@ -162,7 +162,7 @@ def test_what_is_refused_for_what_it_says_and_what_is_not_found_leaves_no_row(po
 # --- Refused access --------------------------------------------------------------------------------------------------
 
 
-def test_a_foreign_id_leaves_a_row_with_the_caller_the_ids_and_the_trace(pool: Pool) -> None:
+def test_foreign_id_leaves_a_row_with_the_caller_the_ids_and_the_trace(pool: Pool) -> None:
     emaid, pcid = new_emaid("NLEXB"), new_pcid("WXB")
     row = soon(pool, pool.emsp.get(f"/contractData/emaid/{emaid}"))
     assert (row.actor, row.action, row.outcome) == ("emsp", "access.refused", "not_authorised 403")
@@ -174,7 +174,7 @@ def test_a_foreign_id_leaves_a_row_with_the_caller_the_ids_and_the_trace(pool: P
     assert (row.actor, subject(row)["emaid"], subject(row)["pcid"]) == ("small_cps", emaid, car.pcid)
 
 
-def test_a_request_without_a_good_token_leaves_a_row_of_nobody(pool: Pool) -> None:
+def test_request_without_a_good_token_leaves_a_row_of_nobody(pool: Pool) -> None:
     emaid = new_emaid()
     for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": f"Bearer {pool.token('emsp')}x"}):
         answer = pool.client(None).delete(f"/signedcontractdata/{emaid}", headers=headers)
@@ -193,7 +193,7 @@ def test_wrong_client_secret_leaves_a_row_with_the_claimed_client_id(pool: Pool)
     assert "wrong secret" not in json.dumps(row.members())
 
 
-def test_an_event_with_a_wrong_signature_leaves_a_row_of_nobody(pool: Pool) -> None:
+def test_event_with_a_wrong_signature_leaves_a_row_of_nobody(pool: Pool) -> None:
     answer = pool.http.post("/opnc/v1/ccp/events/pcp", json={}, headers={"X-Operator-Signature": "sha256=00"})
     assert answer.status_code == 403
     row = soon(pool, answer)
@@ -210,7 +210,7 @@ def test_one_refused_request_leaves_one_row(pool: Pool) -> None:
 # --- The Provisioning Certificate Pool, the schedule and commands ----------------------------------------------------
 
 
-def test_a_vehicle_that_is_forgotten_leaves_a_row_for_each_contract_of_it(pool: Pool) -> None:
+def test_vehicle_that_is_forgotten_leaves_a_row_for_each_contract_of_it(pool: Pool) -> None:
     car = pool.car()
     emaids = sorted(pool.publish(car).emaid for _ in range(2))
     event = {
@@ -288,7 +288,7 @@ def test_parties_and_their_secrets_leave_rows_without_the_secrets(pool: Pool, tm
     assert not any(secret in json.dumps(row.members()) for row in rows(pool))
 
 
-def test_a_message_that_two_callers_publish_at_once_leaves_a_row_for_each(pool: Pool) -> None:
+def test_message_that_two_callers_publish_at_once_leaves_a_row_for_each(pool: Pool) -> None:
     car = pool.car()
     contract = pool.contract(car)
     body = put_body(contract.message, contract.emaid, car.pcid, str(car.namespace))

@@ -61,7 +61,7 @@ def counted(url: str) -> int:
     return sum(json.loads(row.subject or "").get("count", 1) for row in rows(url))
 
 
-def test_a_refusal_is_written_soon_while_the_server_runs(url: str) -> None:
+def test_refusal_is_written_soon_while_the_server_runs(url: str) -> None:
     async def use(refusals: AccessDenialRecorder) -> None:
         refusals.record(refusal(1))
         await until(url, "select trace_id, action from audit", [("trace-1", "access.refused")])
@@ -79,7 +79,7 @@ def test_recorder_writes_queued_rows_on_close(url: str) -> None:
     assert verify(url).broken == ()
 
 
-def test_a_flood_from_one_place_leaves_ten_rows_and_one_that_counts_the_rest(url: str) -> None:
+def test_flood_from_one_place_leaves_ten_rows_and_one_that_counts_the_rest(url: str) -> None:
     async def use(refusals: AccessDenialRecorder) -> None:
         for number in range(20_000):
             refusals.record(refusal(number))
@@ -107,7 +107,7 @@ def test_recorder_bounds_rows_of_a_distributed_flood_and_counts_all(url: str) ->
     assert verify(url).broken == ()
 
 
-def test_a_flood_does_not_hide_who_is_refused_now_and_then(url: str) -> None:
+def test_flood_does_not_hide_who_is_refused_now_and_then(url: str) -> None:
     async def use(refusals: AccessDenialRecorder) -> None:
         for number in range(2_000):
             refusals.record(refusal(number))

@@ -48,7 +48,7 @@ def test_every_operation_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("operation", Operation)
 @pytest.mark.parametrize("role", PartyRole)
-def test_a_role_may_do_what_is_its_own_and_nothing_else(operation: Operation, role: PartyRole) -> None:
+def test_role_may_do_what_is_its_own_and_nothing_else(operation: Operation, role: PartyRole) -> None:
     if role in ALLOWED[operation]:
         authorise(party(role), operation, subject_of(operation))
     else:
@@ -58,12 +58,12 @@ def test_a_role_may_do_what_is_its_own_and_nothing_else(operation: Operation, ro
 
 @pytest.mark.parametrize("operation", [operation for operation in Operation if operation is not Operation.DELIVER])
 @pytest.mark.parametrize("role", PartyRole)
-def test_an_id_of_someone_else_is_refused_to_every_role(operation: Operation, role: PartyRole) -> None:
+def test_id_of_someone_else_is_refused_to_every_role(operation: Operation, role: PartyRole) -> None:
     with pytest.raises(NotAuthorised):
         authorise(party(role), operation, subject_of(operation, own=False))
 
 
-def test_the_owner_of_an_id_is_what_the_refusal_names() -> None:
+def test_owner_of_an_id_is_what_the_refusal_names() -> None:
     with pytest.raises(NotAuthorised, match="The provider id of DEEXBA00000001 is not registered for the caller"):
         authorise(party(PartyRole.EMSP), Operation.WITHDRAW, OTHER_EMAID)
     with pytest.raises(NotAuthorised, match="The WMI of WXB0AUTH000000001 is not registered for the caller"):
@@ -82,7 +82,7 @@ def test_all_providers_help_an_emsp_in_nothing() -> None:
         authorise(party(PartyRole.EMSP, everyone=True), Operation.PUBLISH, OTHER_EMAID)
 
 
-def test_the_roles_of_a_party_add_up_but_each_with_its_own_ids() -> None:
+def test_roles_of_a_party_add_up_but_each_with_its_own_ids() -> None:
     both = party(PartyRole.EMSP, PartyRole.OEM)
     for operation in Operation:
         if operation is not Operation.DELIVER:
@@ -91,13 +91,13 @@ def test_the_roles_of_a_party_add_up_but_each_with_its_own_ids() -> None:
                 authorise(both, operation, subject_of(operation, own=False))
 
 
-def test_a_party_without_roles_may_do_nothing() -> None:
+def test_party_without_roles_may_do_nothing() -> None:
     for operation in Operation:
         with pytest.raises(NotAuthorised):
             authorise(party(), operation, subject_of(operation))
 
 
-def test_an_operation_on_an_id_is_refused_when_it_names_none() -> None:
+def test_operation_on_an_id_is_refused_when_it_names_none() -> None:
     for operation in set(Operation) - {Operation.DELIVER}:
         with pytest.raises(NotAuthorised):
             authorise(party(*PartyRole), operation, None)
@@ -121,7 +121,7 @@ def test_an_operation_on_an_id_is_refused_when_it_names_none() -> None:
         ([PartyRole.CCP], None, "someone else's"),
     ],
 )
-def test_a_sender_that_fits_the_token_passes(
+def test_sender_that_fits_the_token_passes(
     roles: list[PartyRole], party_type: str | None, party_id: str | None
 ) -> None:
     authorise_sender(party(*roles), party_type, party_id)
@@ -143,7 +143,7 @@ def test_a_sender_that_fits_the_token_passes(
         ([], "emsp", None),
     ],
 )
-def test_a_sender_that_does_not_fit_the_token_is_refused(
+def test_sender_that_does_not_fit_the_token_is_refused(
     roles: list[PartyRole], party_type: str | None, party_id: str | None
 ) -> None:
     with pytest.raises(NotAuthorised, match="OPNC-from-party"):

@@ -123,7 +123,7 @@ ONE = [
 
 @pytest.mark.parametrize("case", ONE, ids=lambda case: case.title)
 @pytest.mark.parametrize("turned", [False, True], ids=["", "turned"])
-def test_an_iso2_vehicle_gets_its_default_contract_or_is_told_why_not(case: One, turned: bool) -> None:
+def test_iso2_vehicle_gets_its_default_contract_or_is_told_why_not(case: One, turned: bool) -> None:
     def choose() -> SignedContract:
         stored = list(reversed(case.stored)) if turned else list(case.stored)
         return select_for_iso2(
@@ -231,7 +231,7 @@ MANY = [
 
 @pytest.mark.parametrize("case", MANY, ids=lambda case: case.title)
 @pytest.mark.parametrize("turned", [False, True], ids=["", "turned"])
-def test_an_iso20_vehicle_gets_its_contracts_in_order_with_the_number_left(case: Many, turned: bool) -> None:
+def test_iso20_vehicle_gets_its_contracts_in_order_with_the_number_left(case: Many, turned: bool) -> None:
     def choose() -> list[tuple[SignedContract, int]]:
         return select_for_iso20(
             list(reversed(case.stored)) if turned else list(case.stored),
@@ -273,7 +273,7 @@ def test_choosing_changes_nothing_of_what_is_stored() -> None:
     assert stored == before
 
 
-def test_a_contract_is_as_old_as_its_first_variant_whichever_is_delivered() -> None:
+def test_contract_is_as_old_as_its_first_variant_whichever_is_delivered() -> None:
     stored = [
         with_response(OLD, "expired first variant", **created(0), **EXPIRED, **OTHER),
         with_response(OLD, "a", **created(9)),

@@ -71,7 +71,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
-def test_the_default_after_a_publication(case: Case) -> None:
+def test_default_after_a_publication(case: Case) -> None:
     after = default_after_publication(
         case.before, case.emaid, first=case.first, automatic=case.automatic, wanted=case.wanted
     )
@@ -89,7 +89,7 @@ def test_the_default_after_a_publication(case: Case) -> None:
         (CHOSEN_FILLED_BY_B, True, {A}),
     ],
 )
-def test_a_vehicle_is_contested_while_its_default_is_automatic(
+def test_vehicle_is_contested_while_its_default_is_automatic(
     default: Default, automatic: bool, contested_by: set[ProviderId]
 ) -> None:
     assert default.automatic is automatic

@@ -243,7 +243,7 @@ def test_webhook_accepts_http_urls_if_allowed(pkis: dict[str, PKI]) -> None:
         assert sentences(call(lax, "oem", "POST", json=body), 400) == [ADDRESS]
 
 
-def test_what_is_no_json_object_is_refused(pool: Pool) -> None:
+def test_body_that_is_no_json_object_is_refused(pool: Pool) -> None:
     for content in (b"", b"[]", b"null", b"{", b"\xff", b'{"url": NaN', b"[" * 5000):
         (sentence,) = sentences(call(pool, "oem", "POST", content=content), 400)
         assert sentence.startswith(

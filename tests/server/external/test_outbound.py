@@ -127,7 +127,7 @@ def test_block_private_permits_public_addresses(address: str) -> None:
     assert may_connect(ipaddress.ip_address(address), ())
 
 
-def test_a_name_that_resolves_to_loopback_is_refused(server: Scripted) -> None:
+def test_name_that_resolves_to_loopback_is_refused(server: Scripted) -> None:
     port = server.url.rpartition(":")[2]
     with pytest.raises(OutboundError, match="localhost cannot be reached"):
         ask(f"http://localhost:{port}/")

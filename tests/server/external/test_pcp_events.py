@@ -355,5 +355,5 @@ def test_pcp_event_update_is_503_while_the_pool_is_unavailable(receiver: Receive
         assert len(receiver.left(pcid)) == 1
 
 
-def test_a_body_that_is_too_large_is_refused(receiver: Receiver) -> None:
+def test_body_that_is_too_large_is_refused(receiver: Receiver) -> None:
     sentences(receiver.post(b" " * 70_000), 413)

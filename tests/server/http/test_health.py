@@ -32,13 +32,13 @@ def fetch(url: str, path: str) -> tuple[int, dict[str, Any]]:
     return answer.status_code, answer.json()
 
 
-def test_a_pool_that_runs_is_alive_and_ready(pool: Pool) -> None:
+def test_pool_that_runs_is_alive_and_ready(pool: Pool) -> None:
     assert fetch(pool.base_url, "/health/live") == (200, {"status": "alive"})
     assert fetch(pool.base_url, "/health/ready") == (200, {"status": "ready"})
     assert fetch(pool.base_url, "/health") == (200, {"status": "ok"})
 
 
-def test_a_pool_whose_schema_has_become_too_old_or_is_gone_is_alive_and_not_ready(pkis: dict[str, PKI]) -> None:
+def test_pool_whose_schema_has_become_too_old_or_is_gone_is_alive_and_not_ready(pkis: dict[str, PKI]) -> None:
     with start(pkis) as pool:
         (version,) = pool.sql("select version_num from alembic_version")
         pool.sql("update alembic_version set version_num = '0001'")
@@ -155,7 +155,7 @@ def test_readiness_goes_first_then_the_port_and_what_is_asked_meanwhile_is_answe
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_request_under_way_is_answered_before_the_server_ends(
+def test_request_under_way_is_answered_before_the_server_ends(
     tmp_path: Path, pool: Pool, pkis: dict[str, PKI], workers: int
 ) -> None:
     encoded = line(body(pkis["iso2"]))
@@ -192,7 +192,7 @@ def test_sigint_stops_without_drain_period(tmp_path: Path, pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_whose_workers_cannot_start_does_not_end_as_if_all_were_well(
+def test_server_whose_workers_cannot_start_does_not_end_as_if_all_were_well(
     tmp_path: Path, pkis: dict[str, PKI], workers: int
 ) -> None:
     target = database(tmp_path / "pool", pkis)

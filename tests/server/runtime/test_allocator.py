@@ -48,7 +48,7 @@ def test_large_blocks_go_back_to_the_system() -> None:
     assert grown("configured") < 8
 
 
-def test_what_the_environment_sets_takes_precedence() -> None:
+def test_allocator_settings_of_the_environment_take_precedence() -> None:
     kept = grown("configured", MALLOC_MMAP_THRESHOLD_=str(32 << 20), MALLOC_TRIM_THRESHOLD_=str(64 << 20))
     assert kept > 15
     assert (

@@ -65,7 +65,7 @@ class Rounds:
 
 
 @pytest.mark.parametrize("failure", [Unavailable("Away."), ValueError("unknown"), KeyError("x"), TimeoutError()])
-def test_a_round_that_fails_is_logged_counted_and_followed_by_another(failure: Exception, log: CapturingLogger) -> None:
+def test_round_that_fails_is_logged_counted_and_followed_by_another(failure: Exception, log: CapturingLogger) -> None:
     rounds = Rounds(failure)
 
     async def test(background: BackgroundTasks, counted: Counter[str]) -> None:
@@ -81,7 +81,7 @@ def test_a_round_that_fails_is_logged_counted_and_followed_by_another(failure: E
     assert (*recovered.args, recovered.kwargs["failures"]) == ("background task recovered", 1)
 
 
-def test_a_log_that_cannot_be_written_ends_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_that_cannot_be_written_ends_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_log", None)
     rounds = Rounds(ValueError("broken"), ValueError("broken"))
 
@@ -103,7 +103,7 @@ def test_failures_in_a_row_are_all_counted_and_logged_at_doubling_counts(log: Ca
     assert [call.kwargs["failures"] for call in log.calls if "retry_in" in call.kwargs] == [1, 2, 4, 8, 16]
 
 
-def test_the_delay_doubles_up_to_its_limit() -> None:
+def test_delay_doubles_up_to_its_limit() -> None:
     task = PeriodicTask("work", Rounds(), 3600)
     delays = [task.backoff(failures) for failures in range(1, 13)]
     for delay, most in zip(delays, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300], strict=True):
@@ -112,7 +112,7 @@ def test_the_delay_doubles_up_to_its_limit() -> None:
     assert PeriodicTask("work", Rounds(), 1, max_retry_delay=1).backoff(9999) <= 1
 
 
-def test_a_task_that_something_kills_is_started_again() -> None:
+def test_task_that_something_kills_is_started_again() -> None:
     rounds = Rounds()
 
     async def test(background: BackgroundTasks, counted: Counter[str]) -> None:
@@ -127,7 +127,7 @@ def test_a_task_that_something_kills_is_started_again() -> None:
     assert run(test) == {"work": 1}
 
 
-def test_a_cancellation_of_what_a_round_waits_for_is_a_failure_of_the_round() -> None:
+def test_cancellation_of_what_a_round_waits_for_is_a_failure_of_the_round() -> None:
     rounds = Rounds(asyncio.CancelledError())
 
     async def test(background: BackgroundTasks, counted: Counter[str]) -> None:
@@ -137,7 +137,7 @@ def test_a_cancellation_of_what_a_round_waits_for_is_a_failure_of_the_round() ->
     assert run(test) == {"work": 1}
 
 
-def test_a_round_that_hangs_fails_at_its_timeout(log: CapturingLogger) -> None:
+def test_round_that_hangs_fails_at_its_timeout(log: CapturingLogger) -> None:
     begun = 0
 
     async def hang() -> None:
@@ -181,7 +181,7 @@ def test_reasons_name_critical_tasks_that_do_not_succeed() -> None:
     run(test, max_silence=0.2)
 
 
-def test_an_event_wakes_a_task_and_more_to_do_needs_no_interval() -> None:
+def test_event_wakes_a_task_and_more_to_do_needs_no_interval() -> None:
     left, wake = 3, asyncio.Event()
 
     async def work() -> bool:
@@ -221,7 +221,7 @@ PANIC = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
 
 
 @pytest.mark.parametrize("kind", [ValueError, PANIC], ids=["error", "panic"])
-def test_a_failure_of_what_runs_once_is_logged_with_its_context_and_counted(
+def test_failure_of_what_runs_once_is_logged_with_its_context_and_counted(
     kind: type[BaseException], log: CapturingLogger
 ) -> None:
     async def fail() -> None:

@@ -65,7 +65,7 @@ def plausible(guard: ClockGuard) -> bool:
     ],
 )
 @pytest.mark.parametrize("passed", [timedelta(0), timedelta(minutes=10), 100 * DAY])
-def test_a_clock_is_plausible_by_what_has_passed_and_by_the_database(
+def test_clock_is_plausible_by_what_has_passed_and_by_the_database(
     wall: timedelta, database: timedelta | None, expected: bool, passed: timedelta
 ) -> None:
     clocks = Clocks()
@@ -84,7 +84,7 @@ def test_clock_guard_finds_a_wrong_start_by_the_database_clock() -> None:
     assert plausible(clocks.guard()), "without a database clock the error cannot be detected"
 
 
-def test_after_a_restart_the_new_time_is_the_right_one() -> None:
+def test_clock_after_a_restart_takes_the_new_time() -> None:
     clocks = Clocks()
     before = clocks.guard()
     clocks.wall = 400 * DAY
@@ -92,7 +92,7 @@ def test_after_a_restart_the_new_time_is_the_right_one() -> None:
     assert plausible(clocks.guard())
 
 
-def test_the_time_that_is_given_is_the_one_that_was_checked() -> None:
+def test_time_that_is_given_is_the_one_that_was_checked() -> None:
     clocks = Clocks()
     times = iter([BEGAN, BEGAN + 400 * DAY, BEGAN])
     guard = ClockGuard(lambda: next(times), None, clocks.uptime)
@@ -101,7 +101,7 @@ def test_the_time_that_is_given_is_the_one_that_was_checked() -> None:
     assert asyncio.run(guard.checked()) == BEGAN
 
 
-def test_a_database_that_does_not_answer_is_no_reason_to_trust_the_clock() -> None:
+def test_database_that_does_not_answer_is_no_reason_to_trust_the_clock() -> None:
     async def silent() -> datetime | None:
         raise Unavailable("The database does not answer now; try again.")
 

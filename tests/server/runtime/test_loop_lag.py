@@ -20,7 +20,7 @@ class Clock:
         return self.now
 
 
-def test_a_lag_is_the_time_from_when_the_probe_was_due() -> None:
+def test_lag_is_the_time_from_when_the_probe_was_due() -> None:
     clock, seen = Clock(), list[tuple[float, float]]()
     lag = LoopLag(lambda *values: seen.append(values), clock)
     lag.expect(0.05)
@@ -30,7 +30,7 @@ def test_a_lag_is_the_time_from_when_the_probe_was_due() -> None:
     assert seen == [(pytest.approx(0.03), pytest.approx(0.03))]
 
 
-def test_a_probe_that_is_overdue_counts_before_it_runs() -> None:
+def test_probe_that_is_overdue_counts_before_it_runs() -> None:
     clock = Clock()
     lag = LoopLag(clock=clock)
     lag.expect(0.05)
@@ -40,7 +40,7 @@ def test_a_probe_that_is_overdue_counts_before_it_runs() -> None:
     assert (lag.current, lag.recent_max) == (pytest.approx(0.5), pytest.approx(0.5))
 
 
-def test_the_maximum_halves_with_every_second() -> None:
+def test_maximum_halves_with_every_second() -> None:
     clock = Clock()
     lag = LoopLag(clock=clock)
     lag.expect(0)
@@ -80,7 +80,7 @@ def test_loop_lag_without_a_probe_is_zero() -> None:
     assert (lag.current, lag.recent_max, lag.total) == (0, 0, 0)
 
 
-def test_a_loop_that_is_blocked_lags_and_metrics_show_it() -> None:
+def test_loop_that_is_blocked_lags_and_metrics_show_it() -> None:
     metrics = Metrics()
     lag = LoopLag(metrics.loop_probed)
 

@@ -82,7 +82,7 @@ def raising(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), StopIteration(), MemoryError()])
-def test_a_thread_that_dies_answers_its_caller_and_frees_its_place(error: BaseException) -> None:
+def test_thread_that_dies_answers_its_caller_and_frees_its_place(error: BaseException) -> None:
     async def test() -> None:
         calls = BlockingCalls("work", max_threads=1, timeout=20)
         for _ in range(3):
@@ -115,7 +115,7 @@ def test_blocking_calls_isolate_kinds_of_hanging_functions() -> None:
     run(test)
 
 
-def test_a_process_does_not_wait_for_a_function_that_hangs() -> None:
+def test_process_does_not_wait_for_a_function_that_hangs() -> None:
     """As `asyncio.run` would for the threads of `asyncio.to_thread`."""
 
     async def test() -> None:

@@ -73,7 +73,7 @@ def test_admin_operations_refuse_other_callers(place: Pool, operation: AdminOper
     ok(call(place, "GET", "/roles", "everything"))
 
 
-def test_the_paths_are_lower_case_and_know_their_methods(place: Pool) -> None:
+def test_paths_are_lower_case_and_know_their_methods(place: Pool) -> None:
     assert sentences(call(place, "GET", "/Parties"), 404) == ["There is nothing at this path."]
     assert sentences(place.http.get("/ADMIN/v1/roles"), 404) == ["There is nothing at this path."]
     assert sentences(place.http.get("/admin/V1/roles"), 404) == ["There is nothing at this path."]
@@ -166,7 +166,7 @@ CLIENT_ID = 'client_id : must match "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"'
         ("name", ["The body is not a JSON object: it is a string."]),
     ],
 )  # fmt: skip
-def test_a_party_that_makes_no_sense_is_400_with_everything_that_is_wrong(
+def test_party_that_makes_no_sense_is_400_with_everything_that_is_wrong(
     place: Pool, body: Any, reported: list[str]
 ) -> None:
     before = register_of(place)
@@ -181,7 +181,7 @@ def test_body_that_is_not_json_is_400(place: Pool, content: bytes) -> None:
         assert reported.startswith(("The body is not JSON: ", "The body is empty."))
 
 
-def test_a_body_beyond_the_limit_is_413(place: Pool) -> None:
+def test_body_beyond_the_limit_is_413(place: Pool) -> None:
     body = {**GOOD, "operator_ids": ["DEEXC"] * 40_000}
     assert "larger than" in sentences(call(place, "POST", "/parties", json=body), 413)[0]
 
@@ -214,15 +214,13 @@ def test_pages_together_are_the_register(place: Pool) -> None:
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=1001", "limit=x", "limit=", "limit=9999999999999999999999", "cursor=a%00", "cursor=:"]
 )
-def test_a_page_that_cannot_be_is_400(place: Pool, query: str) -> None:
+def test_page_that_cannot_be_is_400(place: Pool, query: str) -> None:
     assert sentences(call(place, "GET", f"/parties?{query}"), 400)[0].startswith(query.partition("=")[0] + " : ")
 
 
 @pytest.mark.parametrize("client_id", ["absent", "OEM", "%00", "%ff", "a%2Fb", "..%2Foem", "é", "x" * 500])
 @pytest.mark.parametrize("operation", [operation for operation, given in CALLS.items() if "small_cps" in given[1]])
-def test_a_client_id_that_is_not_exactly_a_party_s_is_404(
-    place: Pool, operation: AdminOperation, client_id: str
-) -> None:
+def test_client_id_that_is_not_exactly_a_party_s_is_404(place: Pool, operation: AdminOperation, client_id: str) -> None:
     method, path, body, _ = CALLS[operation]
     before = register_of(place)
     assert sentences(call(place, method, path.replace("small_cps", client_id), json=body), 404) == NOT_FOUND
@@ -251,7 +249,7 @@ def test_admin_api_change_is_audited_with_admin_and_trace_id(place: Pool) -> Non
     assert [row[3] for row in rows[1:]] == [answer.headers["x-trace-id"] for answer in answers]
 
 
-def test_the_role_table_is_the_one_that_the_command_prints(place: Pool) -> None:
+def test_role_table_is_the_one_that_the_command_prints(place: Pool) -> None:
     assert ok(call(place, "GET", "/roles")) == {"roles": json.loads(ccp_ok("party", "roles", "--json").out)}
 
 

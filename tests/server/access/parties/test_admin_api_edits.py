@@ -61,7 +61,7 @@ def test_members_that_are_given_take_the_place_of_what_was_and_the_others_stay(p
         ({"wmis": None}, "wmis : must not be null"),
     ],
 )
-def test_an_edit_that_makes_no_sense_is_400_and_nothing_of_it_happens(
+def test_edit_that_makes_no_sense_is_400_and_nothing_of_it_happens(
     place: Pool, body: dict[str, Any], reported: str
 ) -> None:
     before = register_of(place)
@@ -69,7 +69,7 @@ def test_an_edit_that_makes_no_sense_is_400_and_nothing_of_it_happens(
     assert register_of(place) == before
 
 
-def test_an_id_that_is_taken_from_a_party_is_refused_to_it_within_five_seconds(place: Pool) -> None:
+def test_id_that_is_taken_from_a_party_is_refused_to_it_within_five_seconds(place: Pool) -> None:
     wmi, other = new_wmi(), new_wmi()
     made = fresh(place, roles=["oem"], wmis=[wmi, other])
     form = {"grant_type": "client_credentials", "client_id": made["client_id"], "client_secret": made["client_secret"]}
@@ -83,7 +83,7 @@ def test_an_id_that_is_taken_from_a_party_is_refused_to_it_within_five_seconds(p
 # --- Disable and enable ----------------------------------------------------------------------------------------------
 
 
-def test_a_disabled_party_is_refused_within_five_seconds_and_an_enabled_one_is_not(place: Pool) -> None:
+def test_disabled_party_is_refused_within_five_seconds_and_an_enabled_one_is_not(place: Pool) -> None:
     made = fresh(place, roles=["emsp"], provider_ids=[f"DE{new_wmi()}"])
     client_id, secret = made["client_id"], made["client_secret"]
     form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": secret}
@@ -126,7 +126,7 @@ def test_admin_cannot_lock_itself_out(place: Pool) -> None:
 # --- Secrets ---------------------------------------------------------------------------------------------------------
 
 
-def test_after_a_rotation_both_secrets_are_good_and_the_older_one_ends(place: Pool) -> None:
+def test_rotation_keeps_both_secrets_valid_until_the_older_one_ends(place: Pool) -> None:
     made = fresh(place)
     client_id, older = made["client_id"], made["client_secret"]
     reported = ok(call(place, "POST", f"/parties/{client_id}/rotate-secret", json={"overlap": 2}))
@@ -169,7 +169,7 @@ def test_two_secrets_are_the_most_and_one_that_is_ended_ends_at_once(place: Pool
         ([], "The body is not a JSON object: it is an array."),
     ],
 )
-def test_a_rotation_that_makes_no_sense_is_400_and_no_secret_is_made(place: Pool, body: Any, reported: str) -> None:
+def test_rotation_that_makes_no_sense_is_400_and_no_secret_is_made(place: Pool, body: Any, reported: str) -> None:
     before = register_of(place)
     assert sentences(call(place, "POST", "/parties/peer/rotate-secret", json=body), 400) == [reported]
     assert register_of(place) == before

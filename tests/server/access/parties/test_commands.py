@@ -69,7 +69,7 @@ def test_name_roles_and_ids_of_a_party_are_changed_and_its_client_id_is_not(data
     assert ccp_error("party", "show", "Example Motors") == "There is no party named Example Motors."
 
 
-def test_with_a_role_go_its_ids_and_they_are_free_for_another(database: str) -> None:
+def test_role_removal_frees_its_ids_for_another_party(database: str) -> None:
     add("A", "--role", "oem", "--wmi", "WEX", "--role", "cpo", "--operator-id", "DEEXC")
     add("B", "--role", "oem", "--wmi", "WXB")
     taken = "The WMI WEX belongs to A already."
@@ -81,7 +81,7 @@ def test_with_a_role_go_its_ids_and_they_are_free_for_another(database: str) -> 
     assert shown("A")["roles"] == ["cpo"]
 
 
-def test_a_party_that_only_served_a_provider_cannot_come_to_own_it_by_an_edit(database: str) -> None:
+def test_party_that_only_served_a_provider_cannot_come_to_own_it_by_an_edit(database: str) -> None:
     add("Owner", "--role", "emsp", "--provider-id", "DEEXA")
     add("Server", "--role", "cps", "--provider-id", "DEEXA")
     assert (
@@ -124,7 +124,7 @@ def test_ids_of_a_disabled_party_stay_its_own_until_they_are_taken_from_it(datab
         (["--add-wmi", "WXD", "--add-wmi", "WXB"], ["The WMI WXB belongs to B already."]),
     ],
 )  # fmt: skip
-def test_an_edit_that_makes_no_sense_is_refused_and_nothing_of_it_happens(
+def test_edit_that_makes_no_sense_is_refused_and_nothing_of_it_happens(
     database: str, options: list[str], sentences: list[str]
 ) -> None:
     add("A", "--role", "oem", "--wmi", "WEX")
@@ -140,7 +140,7 @@ def test_an_edit_that_makes_no_sense_is_refused_and_nothing_of_it_happens(
 # --- Secrets ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_party_is_shown_with_its_secrets_lives_and_never_with_their_hashes(database: str) -> None:
+def test_party_is_shown_with_its_secrets_lives_and_never_with_their_hashes(database: str) -> None:
     secrets = [add("Example CPO", "--role", "cpo")["client_secret"]]
     began = datetime.now(UTC).replace(microsecond=0)
     secrets.append(rotated("Example CPO", "--overlap", "3600")["client_secret"])
@@ -199,7 +199,7 @@ def test_expired_secret_is_refused_and_removed_by_the_next_rotation(database: st
     assert len(hashes(database)) == 2
 
 
-def test_the_words_for_people_say_how_long_the_secret_before_is_good(database: str) -> None:
+def test_words_for_people_say_how_long_the_secret_before_is_good(database: str) -> None:
     add("A", "--role", "cpo")
     client_id, secret, last, older = ccp_ok("party", "rotate-secret", "A").lines
     assert client_id.split() == ["client_id", "a"]
@@ -226,7 +226,7 @@ def test_the_words_for_people_say_how_long_the_secret_before_is_good(database: s
         ),
     ],
 )
-def test_a_rotation_that_makes_no_sense_is_refused(database: str, options: list[str], sentence: str) -> None:
+def test_rotation_that_makes_no_sense_is_refused(database: str, options: list[str], sentence: str) -> None:
     add("A", "--role", "cpo")
     assert ccp_error("party", "rotate-secret", "A", *options) == sentence
     assert len(hashes(database)) == 1
@@ -264,7 +264,7 @@ def test_every_change_is_in_the_audit_trail_with_who_made_it_and_no_secret(datab
     assert ccp_ok("audit", "verify").status == 0
 
 
-def test_the_role_table_is_printed_whole(database: str) -> None:
+def test_role_table_is_printed_whole(database: str) -> None:
     rows = json.loads(ccp_ok("party", "roles", "--json").out)
     assert {(row["operation"], row["role"]) for row in rows} == {
         (operation.value, role.value)

@@ -57,7 +57,7 @@ def test_client_id_needs_no_escaping_in_urls_headers_and_http_basic(text: str) -
 
 
 @pytest.mark.parametrize("text", ["a", "A1", "example-cpo", "other_emsp", "3f.example.org", "a" * 64, "a.", "0_-."])
-def test_what_operators_use_as_client_ids_is_taken(text: str) -> None:
+def test_client_ids_that_operators_use_are_accepted(text: str) -> None:
     assert parse_client_id(text) == text
 
 
@@ -66,14 +66,14 @@ def test_what_operators_use_as_client_ids_is_taken(text: str) -> None:
     ["", ".", "..", "-a", "_a", "a b", "a:b", "a/b", "a%41", "a~b", "a\n", "\na", "a\r\nX: y", "a\0", "ä", "ａ", "١",
      "cli:root", "a" * 65],
 )  # fmt: skip
-def test_what_could_be_read_in_two_ways_is_no_client_id(text: str) -> None:
+def test_client_ids_that_are_ambiguous_are_refused(text: str) -> None:
     with pytest.raises(FieldError, match=r"^client_id : must match "):
         parse_client_id(text)
 
 
 @given(NAMES)
 @example("Unknown")
-def test_a_client_id_made_from_any_name_is_one(name: str) -> None:
+def test_client_id_made_from_any_name_is_one(name: str) -> None:
     try:
         made_up = derive_client_id(name)
     except FieldError:
@@ -90,7 +90,7 @@ def test_a_client_id_made_from_any_name_is_one(name: str) -> None:
         ("x" * 63 + " y", "x" * 63),
     ],
 )
-def test_a_client_id_tells_whose_it_is(name: str, client_id: str) -> None:
+def test_client_id_tells_whose_it_is(name: str, client_id: str) -> None:
     assert derive_client_id(name) == client_id
 
 
@@ -98,7 +98,7 @@ def test_a_client_id_tells_whose_it_is(name: str, client_id: str) -> None:
 
 
 @given(NAMES)
-def test_a_name_that_is_taken_is_printable_short_and_read_the_same_again(text: str) -> None:
+def test_name_that_is_taken_is_printable_short_and_read_the_same_again(text: str) -> None:
     try:
         name = parse_name(text)
     except FieldError:
@@ -117,7 +117,7 @@ def test_a_name_that_is_taken_is_printable_short_and_read_the_same_again(text: s
     ["", "   ", "…", "A\nB", "A\tB", "A\0", "\x1b[31mA", "A\u202eB", "A\u200bB", "A\u00a0B", "A\u2028B", "A\ud800",
      "A\ue000", "A" * 101],
 )  # fmt: skip
-def test_a_name_that_could_write_to_a_terminal_or_hide_something_is_refused(text: str) -> None:
+def test_name_that_could_write_to_a_terminal_or_hide_something_is_refused(text: str) -> None:
     with pytest.raises(FieldError, match=r"^name : must be at most 100 printable characters"):
         parse_name(text)
 
@@ -138,7 +138,7 @@ def test_names_that_people_take_for_the_same_are_the_same(one: str, other: str) 
 # --- Fields as they are given ----------------------------------------------------------------------------------------
 
 
-def test_everything_that_is_wrong_with_what_is_given_is_told_at_once() -> None:
+def test_errors_of_a_party_are_reported_together() -> None:
     given_fields: dict[str, Any] = {
         "name": "",
         "client_id": ":",
@@ -160,7 +160,7 @@ def test_ids_are_taken_in_any_way_they_are_written_and_once() -> None:
     assert fields == {"provider_ids": {"DEEXA"}, "operator_ids": {"DEEXC"}, "wmis": {"WEX"}}
 
 
-def test_a_party_is_made_of_texts() -> None:
+def test_party_is_made_of_texts() -> None:
     party = create_party({"name": " Example ", "roles": [PartyRole.OEM], "wmis": ["wex"]})
     assert party == Party("example", "Example", frozenset({PartyRole.OEM}), wmis=frozenset({WMI("WEX")}))
 
@@ -193,9 +193,7 @@ def test_check_party_accepts_exactly_the_ids_that_its_roles_use(party: Party) ->
 
 
 @given(PARTIES, st.frozensets(st.sampled_from(PartyRole)))
-def test_with_a_role_go_the_ids_that_no_other_role_uses_and_no_others(
-    party: Party, taken: frozenset[PartyRole]
-) -> None:
+def test_role_removal_removes_ids_that_no_other_role_uses(party: Party, taken: frozenset[PartyRole]) -> None:
     left = party.without_roles(taken)
     assert left.roles == party.roles - taken
     check_party(replace(left, enabled=False))

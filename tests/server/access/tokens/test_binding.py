@@ -36,7 +36,7 @@ from tests.world import Pool, start
 # --- What a proxy writes ---------------------------------------------------------------------------------------------
 
 
-def test_a_certificate_is_read_as_nginx_writes_it_and_as_rfc_9440_says() -> None:
+def test_certificate_is_read_as_nginx_writes_it_and_as_rfc_9440_says() -> None:
     assert parse_certificate_header(OURS.escaped.encode()) == OURS.der
     assert parse_certificate_header(OURS.pem.replace(b"\n", b" ")) == OURS.der, "as older proxies fold it"
     assert parse_certificate_header(b":" + base64.b64encode(OURS.der) + b":") == OURS.der
@@ -52,7 +52,7 @@ def test_a_certificate_is_read_as_nginx_writes_it_and_as_rfc_9440_says() -> None
         b":" + b"A" * 20_000 + b":", b":" + base64.b64encode(OURS.der) + b":;a=1",
     ],
 )  # fmt: skip
-def test_what_is_no_certificate_is_none(value: bytes) -> None:
+def test_invalid_client_certificate_is_none(value: bytes) -> None:
     assert parse_certificate_header(value) is None
 
 
@@ -105,7 +105,7 @@ def test_bound_token_is_valid_with_its_certificate_only(behind: Pool) -> None:
         refused(look(behind, token, **{HEADER: "garbage"}))
 
 
-def test_a_header_that_is_there_twice_tells_nothing(behind: Pool) -> None:
+def test_header_that_is_there_twice_tells_nothing(behind: Pool) -> None:
     token = granted(behind, **{HEADER: OURS.escaped})
     headers = [("Authorization", f"Bearer {token}"), (HEADER, OURS.escaped), (HEADER, OTHER.escaped)]
     path = f"{BASE}/contractData/emaid/DEEXAC12345678"
@@ -113,7 +113,7 @@ def test_a_header_that_is_there_twice_tells_nothing(behind: Pool) -> None:
     refused(behind.http.get(path, headers=[headers[0], headers[2], headers[1]]))
 
 
-def test_the_pool_says_that_its_tokens_are_bound(behind: Pool) -> None:
+def test_pool_says_that_its_tokens_are_bound(behind: Pool) -> None:
     described = behind.http.get("/.well-known/oauth-authorization-server").json()
     assert described["tls_client_certificate_bound_access_tokens"] is True
 
@@ -126,7 +126,7 @@ def test_token_with_an_unsupported_confirmation_is_refused(behind: Pool, confirm
     refused(look(behind, minted(behind, cnf=confirmation), **{HEADER: OURS.escaped}))
 
 
-def test_a_header_from_an_address_that_is_no_trusted_proxy_is_ignored(pkis: dict[str, PKI]) -> None:
+def test_header_from_an_address_that_is_no_trusted_proxy_is_ignored(pkis: dict[str, PKI]) -> None:
     options: dict[str, Any] = {"client_certificate_header": HEADER, "certificate_bound_tokens": True}
     with start({"iso2": pkis["iso2"]}, trusted_proxies=("10.0.0.0/8", "fd00::/8"), **options) as running:
         forwarded = {HEADER: OURS.escaped, "X-Forwarded-For": "10.0.0.1", "Forwarded": "for=10.0.0.1"}
@@ -146,7 +146,7 @@ def signed_for(pool: Pool) -> str:
     return minted(pool, cnf={"x5t#S256": OURS.thumbprint})
 
 
-def test_a_token_of_another_issuer_may_be_bound_too(pkis: dict[str, PKI]) -> None:
+def test_token_of_another_issuer_may_be_bound_too(pkis: dict[str, PKI]) -> None:
     with fake_issuer() as fake:
         options: dict[str, Any] = {"issuers": (fake.entry(),), "client_certificate_header": HEADER}
         with start({"iso2": pkis["iso2"]}, **options) as running:
@@ -211,7 +211,7 @@ def test_mutual_tls_refuses_clients_without_a_certificate_of_the_ca(served: Serv
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_a_token_is_bound_to_the_certificate_of_the_connection(served: Served, version: ssl.TLSVersion) -> None:
+def test_token_is_bound_to_the_certificate_of_the_connection(served: Served, version: ssl.TLSVersion) -> None:
     form = {"grant_type": "client_credentials", "client_id": "emsp", "client_secret": SECRET}
     path = f"{BASE}/contractData/emaid/DEEXAC12345678"
     with served.client("ours", version) as ours, served.client("other", version) as other:

@@ -46,13 +46,13 @@ def claims_of(token: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", ["", "/", "/opnc/v1/ccp", "/v1/ccp/", "?a=b"])
-def test_the_pools_own_address_and_everything_under_it_is_an_audience(pool: Pool, path: str) -> None:
+def test_pools_own_address_and_everything_under_it_is_an_audience(pool: Pool, path: str) -> None:
     token = granted(ask(pool, "emsp", audience=pool.base_url + path))["access_token"]
     assert claims_of(token)["aud"] == pool.base_url
     assert look(pool, token).status_code == 404
 
 
-def test_an_audience_is_compared_as_addresses_are_and_comes_in_json_too(pool: Pool) -> None:
+def test_audience_is_compared_as_addresses_are_and_comes_in_json_too(pool: Pool) -> None:
     granted(ask(pool, "emsp", audience=pool.base_url.replace("http", "HTTP")))
     member = pool.world.member("emsp")
     body = {**FORM, "client_id": "emsp", "client_secret": member.secret, "audience": pool.base_url}
@@ -76,7 +76,7 @@ def test_another_audience_is_an_invalid_target(pool: Pool, audience: str) -> Non
     refused(ask(pool, "emsp", audience=audience), "invalid_target")
 
 
-def test_an_address_that_only_begins_like_ours_is_another_audience(pool: Pool) -> None:
+def test_address_that_only_begins_like_ours_is_another_audience(pool: Pool) -> None:
     port = pool.base_url.rpartition(":")[2]
     for audience in (
         pool.base_url + ".example.com",
@@ -91,7 +91,7 @@ def test_an_address_that_only_begins_like_ours_is_another_audience(pool: Pool) -
 # --- Scope -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_token_without_scope_has_all_roles_and_the_answer_names_them(pool: Pool) -> None:
+def test_token_without_scope_has_all_roles_and_the_answer_names_them(pool: Pool) -> None:
     assert granted(ask(pool, "emsp"))["scope"] == "emsp"
     body = granted(ask(pool, "everything"))
     assert body["scope"] == "admin ccp cpo cps emsp oem"
@@ -100,7 +100,7 @@ def test_a_token_without_scope_has_all_roles_and_the_answer_names_them(pool: Poo
     assert post(pool, body["access_token"]).status_code == 400
 
 
-def test_a_scope_narrows_the_token_to_those_roles_of_the_party(pool: Pool) -> None:
+def test_scope_narrows_the_token_to_those_roles_of_the_party(pool: Pool) -> None:
     body = granted(ask(pool, "everything", scope="oem cpo"))
     assert body["scope"] == "cpo oem"
     assert claims_of(body["access_token"])["scope"] == "cpo oem"
@@ -112,13 +112,13 @@ def test_a_scope_narrows_the_token_to_those_roles_of_the_party(pool: Pool) -> No
     assert post(pool, narrow).status_code == 403
 
 
-def test_an_empty_scope_is_none(pool: Pool) -> None:
+def test_empty_scope_is_none(pool: Pool) -> None:
     for scope in ("", " "):
         assert granted(ask(pool, "emsp", scope=scope))["scope"] == "emsp"
 
 
 @pytest.mark.parametrize("scope", ["cpo", "emsp cpo", "EMSP", "nothing", "emsp,cpo", "*", "admin"])
-def test_a_scope_that_is_no_role_or_not_the_partys_is_invalid(pool: Pool, scope: str) -> None:
+def test_scope_that_is_no_role_or_not_the_partys_is_invalid(pool: Pool, scope: str) -> None:
     refused(ask(pool, "emsp", scope=scope), "invalid_scope")
 
 
@@ -136,7 +136,7 @@ def test_scope_is_checked_after_the_secret(pool: Pool) -> None:
 # --- Keys and description --------------------------------------------------------------------------------------------
 
 
-def test_the_published_keys_verify_the_pools_tokens_and_are_public_keys_alone(pool: Pool) -> None:
+def test_published_keys_verify_the_pools_tokens_and_are_public_keys_alone(pool: Pool) -> None:
     answer = pool.http.get("/.well-known/jwks.json")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/jwk-set+json"
@@ -148,7 +148,7 @@ def test_the_published_keys_verify_the_pools_tokens_and_are_public_keys_alone(po
     assert decoded.claims["client_id"] == decoded.claims["sub"] == "emsp"
 
 
-def test_the_pool_describes_itself_as_an_authorisation_server(pool: Pool) -> None:
+def test_pool_describes_itself_as_an_authorisation_server(pool: Pool) -> None:
     answer = pool.http.get("/.well-known/oauth-authorization-server")
     assert answer.status_code == 200
     described = answer.json()
@@ -171,6 +171,6 @@ def test_public_endpoints_are_cacheable_for_the_key_activation_delay(pool: Pool,
     assert pool.http.post(path).status_code == 405
 
 
-def test_the_scheme_without_a_token_of_ours_names_no_reason(pool: Pool) -> None:
+def test_scheme_without_a_token_of_ours_names_no_reason(pool: Pool) -> None:
     answer = pool.http.get("/opnc/v1/ccp/contractData/emaid/DEEXAC12345678", headers=bearer("a.b.c"))
     assert answer.json()["errorMessages"] == ["The access token is not valid (any more)."]

@@ -80,7 +80,7 @@ def test_trusted_issuer_token_grants_the_roles_and_ids_of_its_claims(trusting: P
     assert post(trusting, provider).status_code == 403
 
 
-def test_a_caller_with_a_token_of_an_issuer_does_what_a_registered_one_does(trusting: Pool, issuer: FakeIssuer) -> None:
+def test_caller_with_a_token_of_an_issuer_does_what_a_registered_one_does(trusting: Pool, issuer: FakeIssuer) -> None:
     car = trusting.car()
     contract = trusting.contract(car)
     headers = {"Authorization": f"Bearer {issuer.token(roles=['emsp'], providers='DEEXA')}"}
@@ -112,7 +112,7 @@ def test_each_algorithm_that_is_allowed_verifies(pkis: dict[str, PKI]) -> None:
         {"roles": ["cpo", "offline_access", "another-service-admin"]},
     ],
 )
-def test_a_token_whose_claims_are_good_in_another_way_is_taken(
+def test_token_whose_claims_are_good_in_another_way_is_taken(
     trusting: Pool, issuer: FakeIssuer, changes: dict[str, Any]
 ) -> None:
     assert post(trusting, issuer.token(**changes)).status_code == 400
@@ -123,7 +123,7 @@ def test_headers_that_issuers_write_are_taken(trusting: Pool, issuer: FakeIssuer
     assert post(trusting, signed(issuer.claims(), issuer.keys[0], **header)).status_code == 400
 
 
-def test_a_token_without_kid_is_verified_with_the_only_key_that_there_is(trusting: Pool, issuer: FakeIssuer) -> None:
+def test_token_without_kid_is_verified_with_the_only_key_that_there_is(trusting: Pool, issuer: FakeIssuer) -> None:
     assert post(trusting, signed(issuer.claims(), issuer.keys[0], kid=None)).status_code == 400
 
 
@@ -189,7 +189,7 @@ def test_keys_may_lie_in_a_file(pkis: dict[str, PKI], tmp_path: Path) -> None:
         {"cnf": {"jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"}},
     ],
 )  # fmt: skip
-def test_a_token_with_wrong_claims_is_refused(trusting: Pool, issuer: FakeIssuer, changes: dict[str, Any]) -> None:
+def test_token_with_wrong_claims_is_refused(trusting: Pool, issuer: FakeIssuer, changes: dict[str, Any]) -> None:
     refused(post(trusting, issuer.token(**changes)))
 
 
@@ -205,13 +205,13 @@ def test_a_token_with_wrong_claims_is_refused(trusting: Pool, issuer: FakeIssuer
         {"typ": "secevent+jwt"},
     ],
 )
-def test_a_token_with_a_header_that_changes_what_it_means_is_refused(
+def test_token_with_a_header_that_changes_what_it_means_is_refused(
     trusting: Pool, issuer: FakeIssuer, header: dict[str, Any]
 ) -> None:
     refused(post(trusting, signed(issuer.claims(), issuer.keys[0], **header)))
 
 
-def test_a_token_that_was_changed_after_signing_is_refused(trusting: Pool, issuer: FakeIssuer) -> None:
+def test_token_that_was_changed_after_signing_is_refused(trusting: Pool, issuer: FakeIssuer) -> None:
     header, claims, signature = issuer.token().split(".")
     other = encoded(json.dumps(issuer.claims(roles=["emsp"], providers=["DEEXA"])).encode())
     for forged in (
@@ -224,9 +224,7 @@ def test_a_token_that_was_changed_after_signing_is_refused(trusting: Pool, issue
         refused(look(trusting, forged))
 
 
-def test_a_token_without_signature_is_refused_whatever_it_calls_its_algorithm(
-    trusting: Pool, issuer: FakeIssuer
-) -> None:
+def test_token_without_signature_is_refused_whatever_it_calls_its_algorithm(trusting: Pool, issuer: FakeIssuer) -> None:
     for algorithm in ("none", "None", "NONE", "nOnE", ""):
         for kid in ({}, {"kid": issuer.keys[0].kid}):
             head = encoded(json.dumps({"alg": algorithm, **kid}).encode())
@@ -234,7 +232,7 @@ def test_a_token_without_signature_is_refused_whatever_it_calls_its_algorithm(
 
 
 @pytest.mark.parametrize("made", ["ES256", "RS256"])
-def test_a_token_under_the_public_key_as_a_shared_secret_is_refused(pkis: dict[str, PKI], made: str) -> None:
+def test_token_under_the_public_key_as_a_shared_secret_is_refused(pkis: dict[str, PKI], made: str) -> None:
     with fake_issuer(key(made)) as fake, pool_with(pkis, fake.entry(algorithms=ALL)) as running:
         public = fake.keys[0]
         assert isinstance(public, ECKey | RSAKey)
@@ -247,7 +245,7 @@ def test_a_token_under_the_public_key_as_a_shared_secret_is_refused(pkis: dict[s
         assert post(running, fake.token(algorithm=made)).status_code == 400
 
 
-def test_an_algorithm_that_the_operator_did_not_allow_is_refused(pkis: dict[str, PKI]) -> None:
+def test_algorithm_that_the_operator_did_not_allow_is_refused(pkis: dict[str, PKI]) -> None:
     strong = key("ES512")
     with fake_issuer(key("RS256"), strong) as fake, pool_with(pkis, fake.entry(algorithms=["PS256"])) as running:
         assert post(running, fake.token(algorithm="PS256")).status_code == 400
@@ -255,7 +253,7 @@ def test_an_algorithm_that_the_operator_did_not_allow_is_refused(pkis: dict[str,
         refused(post(running, fake.token(strong, "ES512")))
 
 
-def test_a_key_of_another_curve_or_kind_than_the_algorithm_is_not_used(pkis: dict[str, PKI]) -> None:
+def test_key_of_another_curve_or_kind_than_the_algorithm_is_not_used(pkis: dict[str, PKI]) -> None:
     small, large = key("ES256", "one"), key("ES384", "two")
     with fake_issuer(small, large) as fake, pool_with(pkis, fake.entry(algorithms=ALL)) as running:
         assert post(running, fake.token(large, "ES384")).status_code == 400
@@ -269,7 +267,7 @@ def test_a_key_of_another_curve_or_kind_than_the_algorithm_is_not_used(pkis: dic
             refused(post(running, f"{other}.{claims}.{signature}"))
 
 
-def test_a_key_says_itself_what_it_may_be_used_for(pkis: dict[str, PKI]) -> None:
+def test_key_says_itself_what_it_may_be_used_for(pkis: dict[str, PKI]) -> None:
     encryption, other, good = key("RS256", "enc"), key("RS256", "ps"), key("RS256", "good")
     members = [
         {**encryption.as_dict(private=False), "use": "enc"},
@@ -329,7 +327,7 @@ def test_keys_that_a_token_brings_or_points_to_are_never_looked_at(trusting: Poo
     assert issuer.server.count("/attacker") == before == 0
 
 
-def test_an_issuer_vouches_for_its_own_tokens_only(pkis: dict[str, PKI]) -> None:
+def test_issuer_vouches_for_its_own_tokens_only(pkis: dict[str, PKI]) -> None:
     """Even where two issuers call a key by the same name."""
     first_key, second_key = key(kid="1"), key(kid="1")
     with fake_issuer(first_key) as first, fake_issuer(second_key, name="https://other.example.com") as second:
@@ -345,7 +343,7 @@ def test_an_issuer_vouches_for_its_own_tokens_only(pkis: dict[str, PKI]) -> None
                 refused(look(running, signed(first.claims(iss=own, aud=own, sub="emsp", client_id="emsp"), by)))
 
 
-def test_the_pools_own_key_signs_for_no_issuer(trusting: Pool, issuer: FakeIssuer) -> None:
+def test_pools_own_key_signs_for_no_issuer(trusting: Pool, issuer: FakeIssuer) -> None:
     ((pem, kid),) = trusting.sql("select private_key, kid from token_key")
     own = ECKey.import_key(pem, {"kid": kid})
     refused(post(trusting, signed(issuer.claims(), own)))
@@ -354,7 +352,7 @@ def test_the_pools_own_key_signs_for_no_issuer(trusting: Pool, issuer: FakeIssue
 # --- Keys that change, and issuers that are down ---------------------------------------------------------------------
 
 
-def test_a_new_key_is_fetched_when_a_token_names_it(pkis: dict[str, PKI]) -> None:
+def test_new_key_is_fetched_when_a_token_names_it(pkis: dict[str, PKI]) -> None:
     with fake_issuer() as fake, pool_with(pkis, fake.entry(jwks_refresh_cooldown=0.2)) as running:
         assert post(running, fake.token()).status_code == 400
         asked = fake.asked
@@ -468,7 +466,7 @@ def test_issuer_without_fetched_keys_gives_503(pkis: dict[str, PKI]) -> None:
             assert post(running, fake.token()).status_code == 400
 
 
-def test_an_address_that_is_not_the_operators_to_name_is_no_issuers(trusting: Pool, issuer: FakeIssuer) -> None:
+def test_address_that_is_not_the_operators_to_name_is_no_issuers(trusting: Pool, issuer: FakeIssuer) -> None:
     """An unknown issuer in a token causes no request."""
     before = len(issuer.server.received)
     refused(post(trusting, signed(issuer.claims(iss=issuer.server.url), key())))

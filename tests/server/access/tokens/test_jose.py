@@ -37,7 +37,7 @@ HEADER = encoded(b'{"alg":"ES256","kid":"1"}')
         f"{HEADER}.{encoded(bytes([0xFF]))}.AA",
     ],
 )  # fmt: skip
-def test_what_is_no_token_is_malformed(token: str) -> None:
+def test_invalid_token_is_malformed(token: str) -> None:
     began = time.monotonic()
     with pytest.raises(MalformedToken):
         parse_compact(token)
@@ -58,7 +58,7 @@ def test_any_header_is_refused_in_order_where_the_key_is_not_known(header: dict[
         verify(parse_compact(token), [], ("ES256",))
 
 
-def test_a_token_without_kid_is_not_guessed_at_where_several_keys_fit() -> None:
+def test_token_without_kid_is_not_guessed_at_where_several_keys_fit() -> None:
     one, two, other = key(), key(), key("RS256")
     token = parse_compact(signed({}, one, kid=None))
     keys, _ = parse_jwk_set(key_set(one, other))
@@ -76,7 +76,7 @@ def test_keys_of_one_name_are_all_tried_since_sets_may_hold_such() -> None:
         assert verify(parse_compact(signed({"a": 1}, signer)), keys, ("ES256",)).claims == {"a": 1}
 
 
-def test_nothing_is_allowed_by_an_empty_list() -> None:
+def test_empty_algorithm_list_allows_nothing() -> None:
     one = key()
     keys, _ = parse_jwk_set(key_set(one))
     with pytest.raises(TokenError):
@@ -104,14 +104,14 @@ def flips(data: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("algorithm", ["ES256", "ES512", "RS256", "Ed25519"])
-def test_a_key_set_with_a_flipped_bit_is_read_or_no_json(algorithm: str) -> None:
+def test_key_set_with_a_flipped_bit_is_read_or_no_json(algorithm: str) -> None:
     whole = key_set(key(algorithm))
     for changed in flips(whole):
         with suppress(ValueError):
             parse_jwk_set(changed)
 
 
-def test_a_token_with_a_flipped_bit_is_refused() -> None:
+def test_token_with_a_flipped_bit_is_refused() -> None:
     one = key()
     keys, _ = parse_jwk_set(key_set(one))
     token = signed({"a": 1}, one)

@@ -45,23 +45,23 @@ def stored(kid: str, created: datetime = AT, starts: datetime | None = None, end
 # --- Which key signs -------------------------------------------------------------------------------------------------
 
 
-def test_the_newest_key_that_has_started_signs() -> None:
+def test_newest_key_that_has_started_signs() -> None:
     old, new = stored("old", ends=AT + DAY), stored("new", AT + HOUR, AT + HOUR + 30 * SECOND)
     assert current_key([new, old], AT + HOUR) == old
     assert current_key([old, new], AT + HOUR + 29 * SECOND) == old
     assert current_key([old, new], AT + HOUR + 30 * SECOND) == new
 
 
-def test_a_key_of_an_older_release_signs_from_its_making() -> None:
+def test_key_of_an_older_release_signs_from_its_making() -> None:
     assert current_key([stored("a"), stored("b", AT + HOUR)], AT + HOUR) == stored("b", AT + HOUR)
 
 
-def test_where_no_key_has_started_the_first_that_will_signs_already() -> None:
+def test_first_key_signs_before_its_start_if_no_other_has_started() -> None:
     soon, later = stored("soon", starts=AT + SECOND), stored("later", starts=AT + HOUR)
     assert current_key([later, soon], AT) == soon
 
 
-def test_a_retired_key_neither_signs_nor_verifies() -> None:
+def test_retired_key_neither_signs_nor_verifies() -> None:
     retired = stored("retired", ends=AT + HOUR)
     assert retired.verifies(AT + HOUR - SECOND)
     assert not retired.verifies(AT + HOUR)
@@ -99,7 +99,7 @@ def test_rotate_keeps_earlier_retirements_and_removes_retired_keys(url: str) -> 
     assert kids(url) == ["fourth", "third", "second"]
 
 
-def test_only_keys_that_are_older_than_they_may_be_are_rotated(url: str) -> None:
+def test_keys_are_rotated_at_their_maximum_age(url: str) -> None:
     write(url, signing_keys.ensure(stored("old")))
     assert write(url, signing_keys.rotate_old(stored("new", AT + DAY), AT - SECOND, AT + 2 * DAY, AT + DAY)) is False
     assert write(url, signing_keys.rotate_old(stored("new", AT + DAY), AT, AT + 2 * DAY, AT + DAY)) is True
@@ -107,14 +107,14 @@ def test_only_keys_that_are_older_than_they_may_be_are_rotated(url: str) -> None
     assert kids(url) == ["new", "old"]
 
 
-def test_a_revoked_key_is_gone_and_another_goes_on_signing(url: str) -> None:
+def test_revoked_key_is_gone_and_another_goes_on_signing(url: str) -> None:
     write(url, signing_keys.ensure(stored("old")), signing_keys.rotate(stored("new", AT + HOUR), AT + DAY, AT + HOUR))
     assert write(url, signing_keys.revoke("old", stored("spare"))) is False
     assert kids(url) == ["new"]
 
 
 @pytest.mark.parametrize("rotated", [False, True])
-def test_the_last_key_that_may_go_on_signing_is_not_revoked_without_a_new_one(url: str, rotated: bool) -> None:
+def test_last_key_that_may_go_on_signing_is_not_revoked_without_a_new_one(url: str, rotated: bool) -> None:
     write(url, signing_keys.ensure(stored("old")))
     if rotated:
         write(url, signing_keys.rotate(stored("new", AT + HOUR), AT + DAY, AT + HOUR))
@@ -282,7 +282,7 @@ def test_token_cache_evicts_the_oldest_token(registered: str, monkeypatch: pytes
     asyncio.run(fill())
 
 
-def test_a_change_of_a_party_forgets_no_token_and_of_no_other_party_anything(registered: str) -> None:
+def test_change_of_a_party_forgets_no_token_and_of_no_other_party_anything(registered: str) -> None:
     async def change() -> None:
         (worker,) = await workers(registered, 1)
         await worker.authority.refresh_parties()
@@ -300,7 +300,7 @@ def test_a_change_of_a_party_forgets_no_token_and_of_no_other_party_anything(reg
     asyncio.run(change())
 
 
-def test_a_cached_token_ends_with_its_key_even_if_it_claims_to_last_longer(registered: str) -> None:
+def test_cached_token_ends_with_its_key_even_if_it_claims_to_last_longer(registered: str) -> None:
     """Who stole a key that is retired since signs for a time when it should be worthless."""
 
     async def forge() -> None:
@@ -390,7 +390,7 @@ def settles_within_five_seconds(is_settled: Callable[[], bool]) -> None:
         time.sleep(0 if in_a_row else 0.05)
 
 
-def test_a_rotation_refuses_no_token_and_publishes_the_new_key_before_it_signs(served: Served) -> None:
+def test_rotation_refuses_no_token_and_publishes_the_new_key_before_it_signs(served: Served) -> None:
     (before,) = served.listed()
     held = [served.token()]
     made = json.loads(ccp_ok("keys", "rotate", "--signs-in", 3, "--json", "--config", served.config).out)
@@ -425,7 +425,7 @@ def test_revoked_key_ends_its_tokens_in_all_workers_within_five_seconds(served: 
     assert served.statuses(fresh) == {404}
 
 
-def test_a_disabled_party_is_refused_by_all_workers_within_five_seconds(served: Served) -> None:
+def test_disabled_party_is_refused_by_all_workers_within_five_seconds(served: Served) -> None:
     held = served.token()
     assert served.statuses(held) == {404}
     ccp_ok("party", "disable", "emsp", "--config", served.config)
@@ -467,20 +467,20 @@ def test_no_new_key_is_named_like_an_option() -> None:
     assert not [kid for kid in (token_keys.new_key(AT).kid for _ in range(400)) if kid.startswith("-")]
 
 
-def test_a_key_that_is_named_like_an_option_can_be_revoked(url: str, environment: dict[str, str]) -> None:
+def test_key_that_is_named_like_an_option_can_be_revoked(url: str, environment: dict[str, str]) -> None:
     write(url, signing_keys.ensure(replace(token_keys.new_key(AT), kid="-E")))
     assert ccp_ok("keys", "revoke", "--yes", "--", "-E", env=environment).lines[0] == "-E is revoked."
 
 
-def test_a_key_that_is_not_there_cannot_be_revoked(url: str, environment: dict[str, str]) -> None:
+def test_key_that_is_not_there_cannot_be_revoked(url: str, environment: dict[str, str]) -> None:
     assert ccp_error("keys", "revoke", "--yes", "nothing", env=environment) == "There is no key nothing."
 
 
-def test_a_key_cannot_sign_before_workers_have_had_time_to_know_it(environment: dict[str, str]) -> None:
+def test_key_cannot_sign_before_workers_have_had_time_to_know_it(environment: dict[str, str]) -> None:
     assert run("keys", "rotate", "--signs-in", 0, env=environment).status == 2
 
 
-def test_a_token_is_one_however_many_spaces_stand_before_it(registered: str) -> None:
+def test_token_is_one_however_many_spaces_stand_before_it(registered: str) -> None:
     """Else one party could fill what is remembered of all parties' tokens with its own."""
 
     async def ask() -> None:

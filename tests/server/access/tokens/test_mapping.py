@@ -53,7 +53,7 @@ def test_claims_become_a_party_with_the_pools_own_ids() -> None:
     assert not party.all_providers
 
 
-def test_a_caller_of_an_issuer_never_has_the_name_of_a_registered_party() -> None:
+def test_caller_of_an_issuer_never_has_the_name_of_a_registered_party() -> None:
     import re
 
     registered = re.compile(CLIENT_ID_PATTERN)
@@ -65,7 +65,7 @@ def test_a_caller_of_an_issuer_never_has_the_name_of_a_registered_party() -> Non
     assert party_from_claims(entry(issuer="urn:example:idp"), CLAIMS).client_id == "urn:example:idp:service-7"
 
 
-def test_the_callers_name_may_be_another_claim() -> None:
+def test_callers_name_may_be_another_claim() -> None:
     assert (
         party_from_claims(entry(client_claim="azp"), CLAIMS).client_id == "https://idp.example.com/realms/pnc:backend"
     )
@@ -85,14 +85,14 @@ def test_role_claim_without_map_uses_the_pools_role_names() -> None:
     assert party_from_claims(plain, CLAIMS).roles == frozenset()
 
 
-def test_an_issuer_vouches_for_no_admin_unless_the_operator_says_so() -> None:
+def test_issuer_vouches_for_no_admin_unless_the_operator_says_so() -> None:
     claims = {"sub": "a", "roles": ["admin", "cpo"]}
     assert party_from_claims(entry(role_map={}, role_claim="roles"), claims).roles == {PartyRole.CPO}
     listed = entry(role_map={}, role_claim="roles", allowed_roles=["admin", "cpo"])
     assert party_from_claims(listed, claims).roles == {PartyRole.ADMIN, PartyRole.CPO}
 
 
-def test_what_an_issuer_may_not_vouch_for_is_left_out() -> None:
+def test_claims_beyond_an_issuer_s_limits_are_left_out() -> None:
     limited = entry(
         allowed_roles=["emsp", "oem"],
         allowed_provider_ids=["de-exa", "FRXYZ"],
@@ -115,7 +115,7 @@ def test_all_providers_of_an_issuer_needs_setting_and_cps_role() -> None:
     assert not party_from_claims(no_cps, {"sub": "a", "roles": ["cps"]}).all_providers
 
 
-def test_a_caller_that_the_operator_denies_is_unknown() -> None:
+def test_caller_that_the_operator_denies_is_unknown() -> None:
     with pytest.raises(UnknownCaller):
         party_from_claims(entry(denied_clients=["service-7"]), CLAIMS)
     party_from_claims(entry(denied_clients=["service-8"]), CLAIMS)
@@ -136,17 +136,17 @@ def test_a_caller_that_the_operator_denies_is_unknown() -> None:
         (".", None),
     ],
 )
-def test_a_path_goes_through_objects_and_knows_names_with_dots(path: str, value: Any) -> None:
+def test_path_goes_through_objects_and_knows_names_with_dots(path: str, value: Any) -> None:
     assert find_claim(CLAIMS, path) == value
 
 
 @pytest.mark.parametrize("value", [5, True, {"DEEXA": 1}, ["DEEXA", 5], ["DEEXA", None], ["DEEX"], ["ſEEXA"], "DEEXA,"])
-def test_a_claim_of_ids_that_is_malformed_refuses_the_token(value: Any) -> None:
+def test_claim_of_ids_that_is_malformed_refuses_the_token(value: Any) -> None:
     with pytest.raises(InvalidClaim):
         party_from_claims(entry(provider_claim="providers"), {**CLAIMS, "providers": value})
 
 
-def test_a_claim_of_ids_that_is_missing_or_empty_gives_none() -> None:
+def test_claim_of_ids_that_is_missing_or_empty_gives_none() -> None:
     for claims in ({}, {"providers": None}, {"providers": []}, {"providers": " "}):
         assert party_from_claims(entry(provider_claim="providers"), {**CLAIMS, **claims}).provider_ids == frozenset()
 
@@ -183,14 +183,12 @@ def test_a_claim_of_ids_that_is_missing_or_empty_gives_none() -> None:
         ({"secret": "x"}, "secret"),
     ],
 )
-def test_an_issuer_that_would_be_unsafe_or_useless_is_refused_at_the_start(
-    options: dict[str, Any], sentence: str
-) -> None:
+def test_issuer_that_would_be_unsafe_or_useless_is_refused_at_the_start(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         entry(**options)
 
 
-def test_the_algorithms_have_to_be_named() -> None:
+def test_algorithms_have_to_be_named() -> None:
     with pytest.raises(ValidationError, match="algorithms"):
         IssuerSettings(issuer="https://a.example.com", jwks_url="https://a.example.com/keys", roles=("cpo",))  # type: ignore[call-arg,arg-type]
 
@@ -254,7 +252,7 @@ def test_serving_without_the_file_of_an_issuers_keys_is_refused_in_one_sentence(
     assert sentence.startswith("The keys of https://a.example.com in ")
 
 
-def test_the_age_of_keys_is_no_matter_of_minutes() -> None:
+def test_age_of_keys_is_no_matter_of_minutes() -> None:
     assert settings.load().token_key_lifetime == 30 * 86_400
     assert settings.load(token_key_lifetime=0).token_key_lifetime == 0
     with pytest.raises(ConfigurationError, match=r"token_key_lifetime: .*0 or at least 3600"):

@@ -10,7 +10,7 @@ from ccp.server.access.client_secrets import _matches as matches
 from ccp.server.access.client_secrets import hash_secret, matching_hash, new_secret
 
 
-def test_a_secret_is_kept_as_a_salted_argon2id_hash_that_it_alone_fits() -> None:
+def test_secret_is_kept_as_a_salted_argon2id_hash_that_it_alone_fits() -> None:
     secret = new_secret()
     first, second = hash_secret(secret), hash_secret(secret)
     assert first.startswith("$argon2id$")
@@ -22,7 +22,7 @@ def test_a_secret_is_kept_as_a_salted_argon2id_hash_that_it_alone_fits() -> None
         assert not matches(first, wrong)
 
 
-def test_a_hash_that_is_none_fits_nothing_and_is_no_error() -> None:
+def test_hash_that_is_none_fits_nothing_and_is_no_error() -> None:
     for entry in ("", "x", "$argon2id$v=19$m=1,t=1,p=1$AAAA", "plain"):
         assert not matches(entry, "plain")
 

@@ -129,7 +129,7 @@ def with_token(pool: Pool, token: str) -> httpx.Response:
     return pool.http.get(f"{BASE}/contractData/emaid/{new_emaid()}", headers={"Authorization": f"Bearer {token}"})
 
 
-def test_a_token_that_is_minted_as_the_pool_does_it_is_taken(pool: Pool, key: ECKey) -> None:
+def test_token_that_is_minted_as_the_pool_does_it_is_taken(pool: Pool, key: ECKey) -> None:
     sentences(with_token(pool, minted(key, claims(pool))), 404)
 
 
@@ -152,23 +152,23 @@ def test_a_token_that_is_minted_as_the_pool_does_it_is_taken(pool: Pool, key: EC
         {"sub": ["emsp"]},
     ],
 )
-def test_a_token_with_wrong_claims_is_refused(pool: Pool, key: ECKey, changes: dict[str, Any]) -> None:
+def test_token_with_wrong_claims_is_refused(pool: Pool, key: ECKey, changes: dict[str, Any]) -> None:
     assert unauthorised(with_token(pool, minted(key, claims(pool, **changes)))) == [INVALID]
 
 
-def test_a_token_signed_by_another_key_is_refused(pool: Pool, key: ECKey) -> None:
+def test_token_signed_by_another_key_is_refused(pool: Pool, key: ECKey) -> None:
     other = ECKey.generate_key("P-256", {"kid": key.kid})
     assert unauthorised(with_token(pool, minted(other, claims(pool)))) == [INVALID]
     assert unauthorised(with_token(pool, minted(ECKey.generate_key("P-256", auto_kid=True), claims(pool)))) == [INVALID]
 
 
-def test_a_token_whose_claims_were_changed_after_signing_is_refused(pool: Pool, key: ECKey) -> None:
+def test_token_whose_claims_were_changed_after_signing_is_refused(pool: Pool, key: ECKey) -> None:
     header, _, signature = minted(key, claims(pool)).split(".")
     forged = base64.urlsafe_b64encode(json.dumps(claims(pool, sub="oem")).encode()).rstrip(b"=").decode()
     assert unauthorised(with_token(pool, f"{header}.{forged}.{signature}")) == [INVALID]
 
 
-def test_a_token_under_the_public_key_as_a_shared_secret_is_refused(pool: Pool, key: ECKey) -> None:
+def test_token_under_the_public_key_as_a_shared_secret_is_refused(pool: Pool, key: ECKey) -> None:
     def encoded(part: bytes) -> str:
         return base64.urlsafe_b64encode(part).rstrip(b"=").decode()
 
@@ -179,7 +179,7 @@ def test_a_token_under_the_public_key_as_a_shared_secret_is_refused(pool: Pool, 
         assert unauthorised(with_token(pool, f"{signed}.{encoded(mac)}")) == [INVALID]
 
 
-def test_an_issued_token_ends_with_its_lifetime(pool: Pool) -> None:
+def test_issued_token_ends_with_its_lifetime(pool: Pool) -> None:
     async def issue(at: datetime) -> str:
         async with opened(pool.settings) as store:
             authority = AuthorizationServer(store, issuer=pool.base_url, lifetime=3600)
@@ -191,7 +191,7 @@ def test_an_issued_token_ends_with_its_lifetime(pool: Pool) -> None:
     sentences(with_token(pool, asyncio.run(issue(now - timedelta(seconds=3500)))), 404)
 
 
-def test_a_token_that_was_good_is_refused_once_it_has_expired(pool: Pool, key: ECKey) -> None:
+def test_token_that_was_good_is_refused_once_it_has_expired(pool: Pool, key: ECKey) -> None:
     expires = int(time.time()) + 4
     token = minted(key, claims(pool, exp=expires))
     sentences(with_token(pool, token), 404)
@@ -202,7 +202,7 @@ def test_a_token_that_was_good_is_refused_once_it_has_expired(pool: Pool, key: E
     assert time.time() >= expires
 
 
-def test_the_scheme_of_a_token_is_matched_without_regard_to_case(pool: Pool) -> None:
+def test_scheme_of_a_token_is_matched_without_regard_to_case(pool: Pool) -> None:
     for scheme in ("bearer", "BEARER", "Bearer"):
         headers = {"Authorization": f"{scheme} {pool.token('emsp')}"}
         sentences(pool.http.get(f"{BASE}/contractData/emaid/{new_emaid()}", headers=headers), 404)
@@ -213,7 +213,7 @@ def test_the_scheme_of_a_token_is_matched_without_regard_to_case(pool: Pool) -> 
 
 @pytest.mark.parametrize("party", PARTIES)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_an_operation_is_open_to_its_roles_and_to_no_other(pool: Pool, operation: str, party: str) -> None:
+def test_operation_is_open_to_its_roles_and_to_no_other(pool: Pool, operation: str, party: str) -> None:
     headers = {"Authorization": f"Bearer {pool.token(party)}"}
     answer = call(pool, operation, pool.http, headers=headers)
     if party in MAY[operation]:
@@ -224,7 +224,7 @@ def test_an_operation_is_open_to_its_roles_and_to_no_other(pool: Pool, operation
         assert "is for the role" in sentence
 
 
-def test_an_emsp_reaches_its_own_contracts_only(pool: Pool) -> None:
+def test_emsp_reaches_its_own_contracts_only(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car, new_emaid("NLEXB"))
     for method, path in (
@@ -236,7 +236,7 @@ def test_an_emsp_reaches_its_own_contracts_only(pool: Pool) -> None:
         assert pool.client("other_emsp").request(method, path).status_code == 200
 
 
-def test_an_emsp_publishes_for_its_own_providers_only(pool: Pool) -> None:
+def test_emsp_publishes_for_its_own_providers_only(pool: Pool) -> None:
     car = pool.car()
     contract = pool.contract(car, new_emaid("NLEXB"))
     sentences(pool.emsp.put("/signedcontractdata", json=contract.body), 403)
@@ -252,7 +252,7 @@ def test_cps_publishes_for_every_provider_it_is_registered_for(pool: Pool) -> No
     assert pool.cps.put("/signedcontractdata", json=other.body).status_code == 201
 
 
-def test_a_maker_reaches_its_own_vehicles_only(pool: Pool) -> None:
+def test_maker_reaches_its_own_vehicles_only(pool: Pool) -> None:
     car = pool.car(wmi="WXB")
     contract = pool.publish(car)
     for method, path in (
@@ -278,7 +278,7 @@ def test_contract_of_another_party_looks_like_an_unknown_contract(pool: Pool) ->
     assert sentences(answers[0], 400) == sentences(answers[1], 400)
 
 
-def test_an_operator_cannot_tell_whose_car_has_contracts_without_its_signature(pool: Pool) -> None:
+def test_operator_cannot_tell_whose_car_has_contracts_without_its_signature(pool: Pool) -> None:
     assert pool.cpo.get(f"/contractData/pcid/{new_pcid()}").status_code == 403
 
 
@@ -292,7 +292,7 @@ def lonely(pkis: dict[str, PKI]) -> Iterator[Pool]:
         yield running
 
 
-def test_a_party_that_is_disabled_is_refused_within_five_seconds_and_gets_no_token(lonely: Pool) -> None:
+def test_party_that_is_disabled_is_refused_within_five_seconds_and_gets_no_token(lonely: Pool) -> None:
     path = f"/contractData/emaid/{new_emaid()}"
     assert lonely.emsp.get(path).status_code == 404
     lonely.change(parties.disable("emsp"))
@@ -310,7 +310,7 @@ def test_a_party_that_is_disabled_is_refused_within_five_seconds_and_gets_no_tok
     assert lonely.oem.get(f"/contractData/pcid/{new_pcid()}").status_code == 404
 
 
-def test_a_root_that_is_added_is_trusted_within_five_seconds(lonely: Pool, pkis: dict[str, PKI]) -> None:
+def test_root_that_is_added_is_trusted_within_five_seconds(lonely: Pool, pkis: dict[str, PKI]) -> None:
     contract = lonely.contract(lonely.car(), signer=pkis["other_iso2"])
     assert lonely.cps.put("/signedcontractdata", json=contract.body).status_code == 400
     for role, certificate in pkis["other_iso2"].trust_list():
@@ -353,7 +353,7 @@ def form(pool: Pool) -> dict[str, str]:
     return {"grant_type": "client_credentials", "client_id": "emsp", "client_secret": secret}
 
 
-def test_a_token_is_given_for_a_form_for_json_and_for_http_basic(pool: Pool, form: dict[str, str]) -> None:
+def test_token_is_given_for_a_form_for_json_and_for_http_basic(pool: Pool, form: dict[str, str]) -> None:
     granted(pool, pool.http.post("/oauth/token", data=form))
     granted(pool, pool.http.post("/oauth/token", json=form))
     secret = form.pop("client_secret")
@@ -369,7 +369,7 @@ def test_parameters_that_are_not_known_are_passed_over(pool: Pool, form: dict[st
     granted(pool, pool.http.post("/oauth/token", json={**form, **more}))
 
 
-def test_a_wrong_secret_and_an_unknown_client_are_refused_in_the_same_words(pool: Pool, form: dict[str, str]) -> None:
+def test_wrong_secret_and_an_unknown_client_are_refused_in_the_same_words(pool: Pool, form: dict[str, str]) -> None:
     answers = [
         pool.http.post("/oauth/token", data={**form, "client_secret": "wrong"}),
         pool.http.post("/oauth/token", data={**form, "client_id": "unknown"}),
@@ -394,20 +394,20 @@ def test_another_grant_type_is_refused(pool: Pool, form: dict[str, str], grant: 
     refused(pool.http.post("/oauth/token", data={**form, "grant_type": grant}), 400, "unsupported_grant_type")
 
 
-def test_a_request_without_a_grant_type_is_invalid(pool: Pool, form: dict[str, str]) -> None:
+def test_request_without_a_grant_type_is_invalid(pool: Pool, form: dict[str, str]) -> None:
     del form["grant_type"]
     refused(pool.http.post("/oauth/token", data=form), 400, "invalid_request")
 
 
 @pytest.mark.parametrize("name", ["grant_type", "client_id", "client_secret", "audience"])
-def test_a_parameter_that_is_there_twice_is_refused(pool: Pool, form: dict[str, str], name: str) -> None:
+def test_parameter_that_is_there_twice_is_refused(pool: Pool, form: dict[str, str], name: str) -> None:
     pairs = [*form.items(), (name, "again"), (name, "again")]
     content = "&".join(f"{key}={value}" for key, value in pairs)
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     refused(pool.http.post("/oauth/token", content=content, headers=headers), 400, "invalid_request")
 
 
-def test_a_client_authenticates_in_one_way_only(pool: Pool, form: dict[str, str]) -> None:
+def test_client_authenticates_in_one_way_only(pool: Pool, form: dict[str, str]) -> None:
     answer = pool.http.post("/oauth/token", data=form, headers=basic("emsp", form["client_secret"]))
     refused(answer, 400, "invalid_request")
 
@@ -434,7 +434,7 @@ def test_credentials_that_are_not_http_basic_are_refused(pool: Pool, credentials
         ("application/x-www-form-urlencoded", b"&".join(b"a%d=" % n for n in range(30))),
     ],
 )
-def test_a_body_that_is_neither_form_nor_json_is_invalid(pool: Pool, kind: str, body: bytes) -> None:
+def test_body_that_is_neither_form_nor_json_is_invalid(pool: Pool, kind: str, body: bytes) -> None:
     answer = pool.http.post("/oauth/token", content=body, headers={"Content-Type": kind})
     refused(answer, 400, "invalid_request")
 
@@ -445,11 +445,11 @@ def test_ids_and_secrets_of_any_kind_are_refused_and_nothing_worse(pool: Pool, f
         refused(pool.http.post("/oauth/token", json={**form, "client_secret": text}), 401, "invalid_client")
 
 
-def test_a_token_request_that_is_too_large_is_refused(pool: Pool, form: dict[str, str]) -> None:
+def test_token_request_that_is_too_large_is_refused(pool: Pool, form: dict[str, str]) -> None:
     sentences(pool.http.post("/oauth/token", data={**form, "x": "x" * pool.settings.max_body}), 413)
 
 
-def test_the_token_endpoint_takes_post_only(pool: Pool) -> None:
+def test_token_endpoint_takes_post_only(pool: Pool) -> None:
     for method in ("GET", "PUT", "HEAD", "OPTIONS"):
         answer = pool.http.request(method, "/oauth/token")
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST")

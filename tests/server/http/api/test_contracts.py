@@ -50,7 +50,7 @@ def test_contract_data_says_what_is_known_of_a_contract(pool: Pool, edition: str
     assert pool.oem.get(f"/contractData/pcid/{car.pcid}", params=query).json() == answer.json()
 
 
-def test_the_namespace_is_iso2_unless_another_is_asked_for(pool: Pool) -> None:
+def test_namespace_is_iso2_unless_another_is_asked_for(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     other = Car.from_credential(pool.pki("iso20"), again(pool.pki("iso20"), car), car.pcid)
@@ -68,7 +68,7 @@ def test_the_namespace_is_iso2_unless_another_is_asked_for(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("alias", ["urn:iso:15118:20:2022:MsgDef", "urn:iso:std:iso:15118:-20:CommonMessages"])
-def test_an_alias_of_the_namespace_is_understood_in_every_reading(pool: Pool, alias: str) -> None:
+def test_alias_of_the_namespace_is_understood_in_every_reading(pool: Pool, alias: str) -> None:
     car = pool.car("iso20")
     contract = pool.publish(car)
     query = {"xsdMsgDefNamespace": alias}
@@ -82,7 +82,7 @@ def test_an_alias_of_the_namespace_is_understood_in_every_reading(pool: Pool, al
 
 
 @pytest.mark.parametrize("namespace", ["", "iso2", "urn:iso:15118:2:2010:MsgDef", "URN:ISO:15118:2:2013:MSGDEF"])
-def test_an_unknown_namespace_is_refused_in_every_reading(pool: Pool, namespace: str) -> None:
+def test_unknown_namespace_is_refused_in_every_reading(pool: Pool, namespace: str) -> None:
     for client, path in (
         (pool.emsp, f"/contractData/emaid/{new_emaid()}"),
         (pool.oem, f"/contractData/pcid/{new_pcid()}"),
@@ -93,7 +93,7 @@ def test_an_unknown_namespace_is_refused_in_every_reading(pool: Pool, namespace:
 
 
 @pytest.mark.parametrize("change", [str.lower, str.upper])
-def test_the_fingerprint_of_a_root_chooses_among_the_variants(pool: Pool, change) -> None:  # type: ignore[no-untyped-def]
+def test_fingerprint_of_a_root_chooses_among_the_variants(pool: Pool, change) -> None:  # type: ignore[no-untyped-def]
     car = pool.car()
     contract = pool.publish(car)
     pool.publish(car, contract.emaid, signer="other_iso2")
@@ -119,7 +119,7 @@ def test_all_contracts_of_a_vehicle_are_listed_whoever_owns_them(pool: Pool) -> 
     assert sum(item["defaultContract"] for item in pool.listed(car)) == 1
 
 
-def test_an_expired_contract_is_still_shown_to_those_it_belongs_to(pool: Pool) -> None:
+def test_expired_contract_is_still_shown_to_those_it_belongs_to(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     pool.expire(contract.emaid)
@@ -131,7 +131,7 @@ def test_an_expired_contract_is_still_shown_to_those_it_belongs_to(pool: Pool) -
 # --- Ids in paths ----------------------------------------------------------------------------------------------------
 
 
-def test_an_emaid_in_a_path_may_be_spelled_in_every_way(pool: Pool) -> None:
+def test_emaid_in_a_path_may_be_spelled_in_every_way(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     for spelled in spellings(contract.emaid):
@@ -143,7 +143,7 @@ def test_an_emaid_in_a_path_may_be_spelled_in_every_way(pool: Pool) -> None:
     assert pool.emsp.delete(f"/signedcontractdata/{spellings(contract.emaid)[-1]}").status_code == 200
 
 
-def test_a_wrong_check_digit_is_part_of_another_emaid(pool: Pool) -> None:
+def test_wrong_check_digit_is_part_of_another_emaid(pool: Pool) -> None:
     contract = pool.publish(pool.car())
     wrong = "1" if check_digit(contract.emaid) == "0" else "0"
     sentences(pool.emsp.get(f"/contractData/emaid/{contract.emaid}{wrong}"), 404)
@@ -159,7 +159,7 @@ def test_seventeen_and_eighteen_characters_are_different_vehicles(pool: Pool) ->
 @pytest.mark.parametrize(
     "emaid", ["DEEXAC1234567", "D1EXAC12345678", "DEEXAC1234567%C3%A4", "DEEXA%2FC12345678", "%00" * 14]
 )
-def test_what_is_no_emaid_in_a_path_is_refused(pool: Pool, emaid: str) -> None:
+def test_invalid_emaid_in_a_path_is_refused(pool: Pool, emaid: str) -> None:
     pcid = new_pcid()
     for client, method, path in (
         (pool.emsp, "GET", f"/contractData/emaid/{emaid}"),
@@ -172,7 +172,7 @@ def test_what_is_no_emaid_in_a_path_is_refused(pool: Pool, emaid: str) -> None:
 
 
 @pytest.mark.parametrize("pcid", ["WEX0", "WEX0TEST-00000000", "WEX0TEST%2F0000000", "WEX0TEST000000000ab"])
-def test_what_is_no_pcid_in_a_path_is_refused(pool: Pool, pcid: str) -> None:
+def test_invalid_pcid_in_a_path_is_refused(pool: Pool, pcid: str) -> None:
     emaid = new_emaid()
     for method, path in (
         ("GET", f"/contractData/pcid/{pcid}"),
@@ -182,7 +182,7 @@ def test_what_is_no_pcid_in_a_path_is_refused(pool: Pool, pcid: str) -> None:
         assert sentences(pool.oem.request(method, path), 400) == ['pcid : must match "^[a-zA-Z0-9]{17,18}$"']
 
 
-def test_everything_wrong_with_a_request_is_listed_together(pool: Pool) -> None:
+def test_errors_of_a_request_are_listed_together(pool: Pool) -> None:
     query = {"sessionID": "0", "xsdMsgDefNamespace": "x", "cpsV2GRootCertificateFingerprint": "y"}
     headers = {"OPNC-from-party-type": "x", "OPNC-to-party-type": "y"}
     messages = sentences(pool.oem.get("/signedcontractdata/e/p", params=query, headers=headers), 400)
@@ -211,7 +211,7 @@ def test_fixed_segments_of_paths_are_matched_without_regard_to_case(pool: Pool, 
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_the_maker_of_a_car_gets_its_signed_contract(pool: Pool, edition: str) -> None:
+def test_maker_of_a_car_gets_its_signed_contract(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     contract = pool.publish(car)
     root = pool.pki(edition).v2g_root.certificate
@@ -233,9 +233,7 @@ def test_the_maker_of_a_car_gets_its_signed_contract(pool: Pool, edition: str) -
 
 @pytest.mark.parametrize("session", ["00", "0a", "0A0b0C", "ffffffffffffffff", "0000000000000000"])
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_session_id_is_put_into_the_message_which_the_car_still_accepts(
-    pool: Pool, edition: str, session: str
-) -> None:
+def test_session_id_is_put_into_the_message_which_the_car_still_accepts(pool: Pool, edition: str, session: str) -> None:
     car = pool.car(edition)
     contract = pool.publish(car)
     (item,) = pool.signed(contract.emaid, car, sessionID=session).json()["signedContractDataCollection"]
@@ -243,7 +241,7 @@ def test_a_session_id_is_put_into_the_message_which_the_car_still_accepts(
     assert car.install(response_bytes(item), bytes.fromhex(session), AT)[0] == contract.emaid
 
 
-def test_an_empty_session_id_leaves_the_message_as_it_was_published(pool: Pool) -> None:
+def test_empty_session_id_leaves_the_message_as_it_was_published(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     for query in ("?sessionID=", "?sessionID", ""):
@@ -253,7 +251,7 @@ def test_an_empty_session_id_leaves_the_message_as_it_was_published(pool: Pool) 
 
 
 @pytest.mark.parametrize("session", ["0", "000", "00" * 9, "0g", "zz", "0x00", " 00", "٠٠", "00\n", "-1"])
-def test_a_session_id_that_is_not_at_most_eight_bytes_in_hexadecimal_is_refused(pool: Pool, session: str) -> None:
+def test_session_id_that_is_not_at_most_eight_bytes_in_hexadecimal_is_refused(pool: Pool, session: str) -> None:
     car = pool.car()
     (sentence,) = sentences(pool.signed(new_emaid(), car, sessionID=session), 400)
     assert sentence.startswith("sessionID : ")
@@ -274,7 +272,7 @@ def test_all_variants_come_newest_first(pool: Pool) -> None:
     assert order() == [one, other]
 
 
-def test_a_contract_of_another_vehicle_is_not_found(pool: Pool) -> None:
+def test_contract_of_another_vehicle_is_not_found(pool: Pool) -> None:
     contract = pool.publish(pool.car())
     assert sentences(pool.signed(contract.emaid, pool.car()), 404) == [NOT_FOUND]
 
@@ -314,7 +312,7 @@ def test_deleting_the_default_makes_no_other_contract_the_default(pool: Pool) ->
     assert {item["emaid"] for item in pool.listed(car)} == {other.emaid, third.emaid}
 
 
-def test_a_vehicle_that_lost_all_its_contracts_starts_anew(pool: Pool) -> None:
+def test_vehicle_that_lost_all_its_contracts_starts_anew(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     assert pool.emsp.delete(f"/signedcontractdata/{contract.emaid}").status_code == 200
@@ -338,7 +336,7 @@ def test_setting_the_default_moves_it_for_all_variants_and_may_be_repeated(pool:
         assert pool.ask(car)[0]["emaid"] == second.emaid
 
 
-def test_a_replaced_default_stays_the_default(pool: Pool) -> None:
+def test_replaced_default_stays_the_default(pool: Pool) -> None:
     car = pool.car()
     first, second = pool.publish(car), pool.publish(car)
     assert pool.oem.post(f"/signedcontractdata/{second.emaid}/{car.pcid}/setdefault").status_code == 200

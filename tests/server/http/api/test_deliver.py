@@ -33,7 +33,7 @@ from tests.world import (
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_car_gets_its_contract_and_can_install_it(pool: Pool, edition: str) -> None:
+def test_car_gets_its_contract_and_can_install_it(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     contract = pool.publish(car)
     (item,) = pool.ask(car)
@@ -63,7 +63,7 @@ def test_delivered_message_has_the_request_session_and_a_valid_signature(
         assert abs(sent.Header.TimeStamp - time.time()) < 60
 
 
-def test_an_iso2_car_gets_one_item_only_and_it_is_the_default(pool: Pool) -> None:
+def test_iso2_car_gets_one_item_only_and_it_is_the_default(pool: Pool) -> None:
     car = pool.car()
     pool.publish(car)
     second = pool.publish(car)
@@ -72,7 +72,7 @@ def test_an_iso2_car_gets_one_item_only_and_it_is_the_default(pool: Pool) -> Non
     assert [item["emaid"] for item in pool.ask(car)] == [second.emaid]
 
 
-def test_a_car_gets_the_variant_under_the_v2g_root_that_it_lists(pool: Pool) -> None:
+def test_car_gets_the_variant_under_the_v2g_root_that_it_lists(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     pool.publish(car, contract.emaid, signer="other_iso2")
@@ -92,7 +92,7 @@ def test_a_car_gets_the_variant_under_the_v2g_root_that_it_lists(pool: Pool) -> 
         "CN=V2G Root CA SIM",
     ],
 )
-def test_the_name_of_a_listed_root_may_be_spelled_in_several_ways(pool: Pool, spelled: str) -> None:
+def test_name_of_a_listed_root_may_be_spelled_in_several_ways(pool: Pool, spelled: str) -> None:
     car = pool.car()
     contract = pool.publish(car)
     pool.publish(car, contract.emaid, signer="other_iso2")  # The newest, which a car without a match would get.
@@ -102,9 +102,7 @@ def test_the_name_of_a_listed_root_may_be_spelled_in_several_ways(pool: Pool, sp
 
 
 @pytest.mark.parametrize(("name", "more"), [("CN=Another Root", 0), (None, 1)])
-def test_a_root_with_another_name_or_serial_number_is_not_the_listed_one(
-    pool: Pool, name: str | None, more: int
-) -> None:
+def test_root_with_another_name_or_serial_number_is_not_the_listed_one(pool: Pool, name: str | None, more: int) -> None:
     car = pool.car()
     contract = pool.publish(car)
     pool.publish(car, contract.emaid, signer="other_iso2")
@@ -114,7 +112,7 @@ def test_a_root_with_another_name_or_serial_number_is_not_the_listed_one(
     assert item["cpsV2GRootCertificateFingerprint"] == newest.fingerprint
 
 
-def test_a_car_that_lists_no_known_root_gets_the_newest_variant(pool: Pool) -> None:
+def test_car_that_lists_no_known_root_gets_the_newest_variant(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car, signer="other_iso2")
     pool.publish(car, contract.emaid)
@@ -125,7 +123,7 @@ def test_a_car_that_lists_no_known_root_gets_the_newest_variant(pool: Pool) -> N
     assert item["cpsV2GRootCertificateFingerprint"] == pool.pki("other_iso2").v2g_root.certificate.fingerprint
 
 
-def test_the_only_contract_is_delivered_when_none_is_the_default(pool: Pool) -> None:
+def test_sole_contract_is_delivered_when_none_is_the_default(pool: Pool) -> None:
     car = pool.car()
     default, other = pool.publish(car), pool.publish(car)
     assert pool.emsp.delete(f"/signedcontractdata/{default.emaid}").status_code == 200
@@ -144,7 +142,7 @@ def test_namespace_alias_is_accepted_and_answered_in_canonical_form(pool: Pool, 
 
 @pytest.mark.parametrize("value", ["true", "false", "TRUE", "False"])
 @pytest.mark.parametrize("name", ["alwaysReturnEXI", "ALWAYSRETURNEXI", "broadcast", "Broadcast"])
-def test_the_headers_change_nothing_about_a_contract_that_is_there(pool: Pool, name: str, value: str) -> None:
+def test_headers_change_nothing_about_a_contract_that_is_there(pool: Pool, name: str, value: str) -> None:
     car = pool.car()
     pool.publish(car)
     assert len(pool.ask(car, headers={name: value})) == 1
@@ -152,19 +150,19 @@ def test_the_headers_change_nothing_about_a_contract_that_is_there(pool: Pool, n
 
 @pytest.mark.parametrize("value", ["", "1", "0", "yes", "on", "null", "True, False"])
 @pytest.mark.parametrize("name", ["alwaysReturnEXI", "broadcast"])
-def test_a_header_that_is_neither_true_nor_false_is_refused(pool: Pool, name: str, value: str) -> None:
+def test_header_that_is_neither_true_nor_false_is_refused(pool: Pool, name: str, value: str) -> None:
     answer = pool.post(pool.car(), headers={name: value})
     assert sentences(answer, 400) == [f"{name} : must be true or false"]
 
 
-def test_a_peer_pool_may_ask_like_an_operator(pool: Pool) -> None:
+def test_peer_pool_may_ask_like_an_operator(pool: Pool) -> None:
     car = pool.car()
     pool.publish(car)
     assert len(pool.ask(car, caller="peer", headers={"broadcast": "false"})) == 1
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_stranger_gets_nothing_even_when_others_are_asked(pool: Pool, edition: str) -> None:
+def test_stranger_gets_nothing_even_when_others_are_asked(pool: Pool, edition: str) -> None:
     answer = pool.post(pool.car(edition), headers={"broadcast": "true", "alwaysReturnEXI": "false"})
     sentences(answer, 404)
 
@@ -215,13 +213,13 @@ def test_prioritized_emaids_accept_any_spelling_and_skip_invalid_or_unknown(
     assert pool.ask(car, max_chains=1, prioritized_emaids=wishes)[0]["emaid"] == emaids[4]
 
 
-def test_a_car_that_takes_no_chain_at_all_gets_none(pool: Pool, rich: tuple[Car, list[str]]) -> None:
+def test_car_that_takes_no_chain_at_all_gets_none(pool: Pool, rich: tuple[Car, list[str]]) -> None:
     car, _ = rich
     code, _ = negative(pool, car, car.request(SESSION, AT, max_chains=0))
     assert code == "WARNING_NoCertificateAvailable"
 
 
-def test_a_contract_is_as_old_as_its_first_variant(pool: Pool) -> None:
+def test_contract_is_as_old_as_its_first_variant(pool: Pool) -> None:
     car = pool.car("iso20")
     default, second, third = (pool.publish(car).emaid for _ in range(3))
     other = PKI.generate(AT, algorithm="P-521")
@@ -241,7 +239,7 @@ def test_a_contract_is_as_old_as_its_first_variant(pool: Pool) -> None:
     assert [item["emaid"] for item in pool.ask(car)] == [default, second, third]
 
 
-def test_an_expired_contract_is_left_out_of_several(pool: Pool) -> None:
+def test_expired_contract_is_left_out_of_several(pool: Pool) -> None:
     car = pool.car("iso20")
     first, second, third = (pool.publish(car).emaid for _ in range(3))
     pool.expire(second)
@@ -260,7 +258,7 @@ def strict(pkis: dict[str, PKI]) -> Iterator[Pool]:
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_under_strict_root_match_a_car_that_lists_no_known_root_gets_nothing(strict: Pool, edition: str) -> None:
+def test_strict_root_match_gives_nothing_to_a_car_without_a_known_root(strict: Pool, edition: str) -> None:
     car = strict.car(edition)
     strict.publish(car)
     code, reason = negative(strict, car, car.request(SESSION, AT, roots=(iso2.X509IssuerSerial("CN=Unknown Root", 1),)))
@@ -288,7 +286,7 @@ def test_vehicle_trust_signature_delivers_to_a_vehicle_under_an_unknown_root(
     assert len(strict.ask(car, roots=listed)) == 1
 
 
-def test_where_the_signature_alone_is_asked_for_it_still_has_to_hold(strict: Pool) -> None:
+def test_vehicle_trust_signature_still_requires_a_valid_signature(strict: Pool) -> None:
     car, thief = strict.car(), strict.car()
     strict.publish(car)
     message, stolen = exi.decode(car.request(SESSION, AT)), exi.decode(thief.request(SESSION, AT))

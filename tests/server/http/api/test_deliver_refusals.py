@@ -32,7 +32,7 @@ from tests.world import (
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_car_without_a_contract_is_told_so(pool: Pool, edition: str) -> None:
+def test_car_without_a_contract_is_told_so(pool: Pool, edition: str) -> None:
     code, reason = negative(pool, pool.car(edition))
     assert code == ("FAILED_NoCertificateAvailable" if edition == "iso2" else "WARNING_NoContractMatchingPCIDFound")
     assert reason == "No contract is stored for the vehicle."
@@ -40,12 +40,12 @@ def test_a_car_without_a_contract_is_told_so(pool: Pool, edition: str) -> None:
 
 @pytest.mark.parametrize("session", [b"", b"\7", b"\xff" * 8])
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_negative_answer_carries_the_session_of_the_request(pool: Pool, edition: str, session: bytes) -> None:
+def test_negative_answer_carries_the_session_of_the_request(pool: Pool, edition: str, session: bytes) -> None:
     negative(pool, pool.car(edition), session=session)
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_car_whose_only_contract_has_expired_gets_none(pool: Pool, edition: str) -> None:
+def test_car_whose_only_contract_has_expired_gets_none(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     pool.expire(pool.publish(car).emaid)
     code, reason = negative(pool, car)
@@ -53,7 +53,7 @@ def test_a_car_whose_only_contract_has_expired_gets_none(pool: Pool, edition: st
     assert "valid now" in reason
 
 
-def test_a_contract_that_expires_while_it_waits_is_not_delivered_any_more(pool: Pool) -> None:
+def test_contract_that_expires_while_it_waits_is_not_delivered_any_more(pool: Pool) -> None:
     car = pool.car()
     now = datetime.now(UTC).replace(microsecond=0)
     pool.publish(car, valid=(AT, now.fromtimestamp(now.timestamp() + 4, UTC)))
@@ -80,7 +80,7 @@ def test_delivery_does_not_replace_an_expired_default_by_one_of_several_contract
     )
 
 
-def test_an_iso2_car_with_several_contracts_and_no_default_gets_none(pool: Pool) -> None:
+def test_iso2_car_with_several_contracts_and_no_default_gets_none(pool: Pool) -> None:
     car = pool.car()
     default, _, _ = pool.publish(car), pool.publish(car), pool.publish(car)
     assert pool.emsp.delete(f"/signedcontractdata/{default.emaid}").status_code == 200
@@ -88,7 +88,7 @@ def test_an_iso2_car_with_several_contracts_and_no_default_gets_none(pool: Pool)
 
 
 @pytest.mark.parametrize(("has", "asks"), [("iso2", "iso20"), ("iso20", "iso2")])
-def test_a_contract_for_the_other_edition_is_not_delivered(pool: Pool, has: str, asks: str) -> None:
+def test_contract_for_the_other_edition_is_not_delivered(pool: Pool, has: str, asks: str) -> None:
     car = pool.car(has)
     pool.publish(car)
     other = Car.from_credential(pool.pki(asks), again(pool.pki(asks), car), car.pcid)
@@ -98,7 +98,7 @@ def test_a_contract_for_the_other_edition_is_not_delivered(pool: Pool, has: str,
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_request_that_was_changed_after_signing_is_refused(pool: Pool, edition: str) -> None:
+def test_request_that_was_changed_after_signing_is_refused(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     pool.publish(car)
     message = exi.decode(car.request(SESSION, AT))
@@ -115,7 +115,7 @@ def test_a_request_that_was_changed_after_signing_is_refused(pool: Pool, edition
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_request_without_a_signature_is_refused(pool: Pool, edition: str) -> None:
+def test_request_without_a_signature_is_refused(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     pool.publish(car)
     message = exi.decode(car.request(SESSION, AT))
@@ -124,7 +124,7 @@ def test_a_request_without_a_signature_is_refused(pool: Pool, edition: str) -> N
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_request_signed_by_another_key_than_the_certificate_has_is_refused(pool: Pool, edition: str) -> None:
+def test_request_signed_by_another_key_than_the_certificate_has_is_refused(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     pool.publish(car)
     thief = pool.car(edition)
@@ -134,7 +134,7 @@ def test_a_request_signed_by_another_key_than_the_certificate_has_is_refused(poo
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_car_under_an_unknown_oem_root_is_refused_and_gets_no_contract(pool: Pool, edition: str) -> None:
+def test_car_under_an_unknown_oem_root_is_refused_and_gets_no_contract(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     pool.publish(car)
     stranger = PKI.generate(AT, algorithm=algorithm_of(pool.pki(edition).oem_root.key))
@@ -150,7 +150,7 @@ def test_iso20_request_with_leaf_only_is_verified_with_known_sub_cas(pool: Pool)
     assert len(pool.ask(alone)) == 1
 
 
-def test_a_certificate_of_another_kind_cannot_ask_for_a_vehicle(pool: Pool) -> None:
+def test_certificate_of_another_kind_cannot_ask_for_a_vehicle(pool: Pool) -> None:
     """A contract certificate that happens to be named like a vehicle."""
     pcid = new_pcid()
     pki = pool.pki()
@@ -159,7 +159,7 @@ def test_a_certificate_of_another_kind_cannot_ask_for_a_vehicle(pool: Pool) -> N
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_car_whose_provisioning_certificate_has_expired_is_refused(pool: Pool, edition: str) -> None:
+def test_car_whose_provisioning_certificate_has_expired_is_refused(pool: Pool, edition: str) -> None:
     car = expired_car(pool.pki(edition))
     code, reason = negative(pool, car)
     assert code == ("FAILED_CertificateExpired" if edition == "iso2" else "WARNING_CertificateExpired")
@@ -189,7 +189,7 @@ def test_bytes_that_are_no_certificate_are_answered_like_a_bad_chain(pool: Pool)
 
 @pytest.mark.parametrize("always", ["true", "false"])
 @pytest.mark.parametrize("text", ["", "%%%", "AAA", "AAAA=", "AAAA", "gJg="])
-def test_what_is_not_exi_is_refused_with_400_whatever_is_asked_for(pool: Pool, text: str, always: str) -> None:
+def test_invalid_exi_is_refused_with_400_whatever_is_asked_for(pool: Pool, text: str, always: str) -> None:
     body = {"certificateInstallationReq": text, "xsdMsgDefNamespace": ISO2}
     answer = pool.cpo.post("/signedcontractdata", json=body, headers={"alwaysReturnEXI": always})
     messages = sentences(answer, 400)
@@ -198,7 +198,7 @@ def test_what_is_not_exi_is_refused_with_400_whatever_is_asked_for(pool: Pool, t
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_request_that_is_cut_off_or_goes_on_is_refused_with_400(pool: Pool, edition: str) -> None:
+def test_request_that_is_cut_off_or_goes_on_is_refused_with_400(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     encoded = car.request(SESSION, AT)
     for broken in (b"\x80", encoded[:4], encoded[:100], encoded[:-1], encoded + b"\1"):
@@ -207,7 +207,7 @@ def test_a_request_that_is_cut_off_or_goes_on_is_refused_with_400(pool: Pool, ed
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_response_or_another_namespace_is_refused_with_400(pool: Pool, edition: str) -> None:
+def test_response_or_another_namespace_is_refused_with_400(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     for encoded, namespace in (
         (pool.contract(car).message, str(car.namespace)),

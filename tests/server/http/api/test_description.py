@@ -116,7 +116,7 @@ def test_requests_made_from_the_description_are_answered_as_it_says(furnished: P
         assert answers[operation, 400], f"no 400 for {operation}: {answers}"
 
 
-def test_without_a_token_every_request_made_from_the_description_is_401(furnished: Pool) -> None:
+def test_requests_of_the_description_without_a_token_are_401(furnished: Pool) -> None:
     answers, failures = explore(furnished, None, examples=10)
     assert not failures, "\n\n".join(failures)
     assert {operation for operation, _ in answers} == set(SUCCESS)

@@ -62,7 +62,7 @@ def same_as_real(pool: Pool, contract: Contract) -> list[str]:
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_dry_run_tells_every_check_with_what_it_rests_on_and_stores_nothing(around: Pool, edition: str) -> None:
+def test_dry_run_tells_every_check_with_what_it_rests_on_and_stores_nothing(around: Pool, edition: str) -> None:
     car = around.car(edition)
     contract = around.contract(car)
     report = dry(around, contract)
@@ -90,9 +90,7 @@ def test_certificates_that_name_no_address_are_warned_of_once_each(around: Pool)
 
 
 @pytest.mark.parametrize("signer", [None, "plain"])
-def test_a_signature_that_does_not_hold_is_told_by_a_dry_run_as_by_the_real_put(
-    around: Pool, signer: str | None
-) -> None:
+def test_signature_that_does_not_hold_is_told_by_a_dry_run_as_by_the_real_put(around: Pool, signer: str | None) -> None:
     (message,) = same_as_real(around, unsigned(around.contract(around.car(), signer=signer)))
     assert "ignature" in message
 
@@ -110,11 +108,11 @@ def unsigned(contract: Contract) -> Contract:
     return replace(contract, message=encoded, body=body)
 
 
-def test_an_unknown_root_is_told_by_a_dry_run_as_by_the_real_put(around: Pool) -> None:
+def test_unknown_root_is_told_by_a_dry_run_as_by_the_real_put(around: Pool) -> None:
     assert same_as_real(around, around.contract(around.car(), signer="stranger"))
 
 
-def test_a_revoked_contract_is_told_by_a_dry_run_as_by_the_real_put(around: Pool, responder: Responder) -> None:
+def test_revoked_contract_is_told_by_a_dry_run_as_by_the_real_put(around: Pool, responder: Responder) -> None:
     contract = around.contract(around.car())
     responder.revoked.add(serial(contract))
     assert "revoked" in same_as_real(around, contract)[0]
@@ -130,7 +128,7 @@ def test_evidence_that_cannot_be_had_is_a_failed_check_of_a_dry_run_and_no_503()
         assert "cannot be established now" in failed
 
 
-def test_an_emaid_that_does_not_fit_is_told_by_a_dry_run_as_by_the_real_put(around: Pool) -> None:
+def test_emaid_that_does_not_fit_is_told_by_a_dry_run_as_by_the_real_put(around: Pool) -> None:
     contract = around.contract(around.car())
     contract.body["emaid"] = "DEEXAX99999999"
     assert "DEEXAX99999999" in same_as_real(around, contract)[0]
@@ -162,7 +160,7 @@ NOT_ASKED = ("not applicable", "It is asked only for messages that a trusted pro
 
 
 @pytest.mark.parametrize("wrong", ["signature", "chain"])
-def test_a_dry_run_asks_nobody_about_a_message_that_no_trusted_service_signed(
+def test_dry_run_asks_nobody_about_a_message_that_no_trusted_service_signed(
     around: Pool, responder: Responder, wrong: str
 ) -> None:
     if wrong == "chain":
@@ -178,7 +176,7 @@ def test_a_dry_run_asks_nobody_about_a_message_that_no_trusted_service_signed(
     assert len(responder.server.received) == before
 
 
-def test_a_dry_run_asks_nobody_about_a_contract_chain_that_does_not_hold(around: Pool, responder: Responder) -> None:
+def test_dry_run_asks_nobody_about_a_contract_chain_that_does_not_hold(around: Pool, responder: Responder) -> None:
     stranger = pki_with_responder(responder.server.url + "/strangers")
     responder.register(*cas(stranger), prefix="/strangers")
     car, emaid = around.car(), new_emaid()
@@ -191,7 +189,7 @@ def test_a_dry_run_asks_nobody_about_a_contract_chain_that_does_not_hold(around:
     assert not [request for request in responder.server.received if request.path.startswith("/strangers")]
 
 
-def test_a_publisher_is_told_how_long_a_responder_that_is_down_is_left_alone() -> None:
+def test_publisher_is_told_how_long_a_responder_that_is_down_is_left_alone() -> None:
     pki = pki_with_responder(f"http://127.0.0.1:{unused_port()}", "eMSP Sub2 CA SIM")
     with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         contract = pool.contract(pool.car())
@@ -204,7 +202,7 @@ def test_a_publisher_is_told_how_long_a_responder_that_is_down_is_left_alone() -
         assert 25 <= waits[3] <= 30
 
 
-def test_a_dry_run_is_for_those_who_may_publish(around: Pool) -> None:
+def test_dry_run_is_for_those_who_may_publish(around: Pool) -> None:
     contract = around.contract(around.car())
     for caller in ("cpo", "oem", "other_emsp"):
         sentences(around.put(contract, caller, dryRun="true"), 403)
@@ -213,13 +211,13 @@ def test_a_dry_run_is_for_those_who_may_publish(around: Pool) -> None:
 
 
 @pytest.mark.parametrize("value", ["maybe", "1", "yes", ""])
-def test_a_dry_run_is_asked_for_by_true_or_false_only(around: Pool, value: str) -> None:
+def test_dry_run_is_asked_for_by_true_or_false_only(around: Pool, value: str) -> None:
     contract = around.contract(around.car())
     assert sentences(around.put(contract, dryRun=value), 400) == ["dryRun : must be true or false"]
     assert around.stored(contract.emaid) == 0
 
 
-def test_a_dry_run_of_what_is_no_message_is_400(around: Pool) -> None:
+def test_dry_run_of_what_is_no_message_is_400(around: Pool) -> None:
     contract = around.contract(around.car())
     contract.body["certificateInstallationRes"] = "gJgA"
     assert sentences(around.put(contract, dryRun="true"), 400)[0] == "EXI format is invalid!"
@@ -234,7 +232,7 @@ def warnings(pool: Pool, contract: Contract) -> str:
 # --- Warnings --------------------------------------------------------------------------------------------------------
 
 
-def test_a_response_that_some_charging_stations_cannot_take_is_warned_of(around: Pool) -> None:
+def test_response_that_some_charging_stations_cannot_take_is_warned_of(around: Pool) -> None:
     contract = around.contract(around.car("iso20"))
     length = len(contract.body["certificateInstallationRes"])
     assert length > 5600
@@ -244,7 +242,7 @@ def test_a_response_that_some_charging_stations_cannot_take_is_warned_of(around:
     assert "characters" not in warnings(around, around.contract(around.car()))
 
 
-def test_a_contract_that_soon_expires_is_warned_of(around: Pool) -> None:
+def test_contract_that_soon_expires_is_warned_of(around: Pool) -> None:
     end = AT + timedelta(days=10)
     contract = around.contract(around.car(), valid=(AT - timedelta(days=1), end))
     messages = warnings(around, contract)
@@ -270,7 +268,7 @@ def with_sha1_identifier(credential: Credential, issuer: Credential) -> Credenti
     return replace(credential, certificate=Certificate.load(der))
 
 
-def test_a_key_identifier_of_twenty_bytes_is_warned_of(around: Pool) -> None:
+def test_key_identifier_of_twenty_bytes_is_warned_of(around: Pool) -> None:
     pki = around.pki("plain")
     pki = replace(pki, cps=with_sha1_identifier(pki.cps, pki.cps_sub2))
     contract = around.contract(around.car(), signer=pki)
@@ -279,7 +277,7 @@ def test_a_key_identifier_of_twenty_bytes_is_warned_of(around: Pool) -> None:
     assert "CPS SIM" in messages
 
 
-def test_a_leaf_that_does_not_say_what_its_key_is_for_is_warned_of(around: Pool) -> None:
+def test_leaf_that_does_not_say_what_its_key_is_for_is_warned_of(around: Pool) -> None:
     pki = around.pki("plain")
     pki = replace(pki, cps=pki.cps_sub2.issue("CPS SIM", replace(CPS, key_usage=frozenset()), now=AT))
     messages = warnings(around, around.contract(around.car(), signer=pki))

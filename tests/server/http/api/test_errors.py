@@ -39,7 +39,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("path", ALLOWED)
-def test_a_method_that_a_path_does_not_know_is_405_and_says_which_it_knows(pool: Pool, path: str, method: str) -> None:
+def test_method_that_a_path_does_not_know_is_405_and_says_which_it_knows(pool: Pool, path: str, method: str) -> None:
     if method in ALLOWED[path]:
         return
     answer = pool.client("everything").request(method, path)
@@ -58,14 +58,14 @@ def test_a_method_that_a_path_does_not_know_is_405_and_says_which_it_knows(pool:
         *("/../../etc/passwd", "/%2e%2e/%2e%2e"),
     ],
 )
-def test_an_unknown_path_is_404_and_is_not_redirected(pool: Pool, path: str) -> None:
+def test_unknown_path_is_404_and_is_not_redirected(pool: Pool, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
         answer = pool.http.request(method, BASE + path, headers={"Authorization": f"Bearer {pool.token('everything')}"})
         assert sentences(answer, 404) == ["There is nothing at this path."]
 
 
 @pytest.mark.parametrize("path", ["/", "/opnc", "/opnc/v2/ccp/signedcontractdata", "/robots.txt", "/%00", "/%ff"])
-def test_an_unknown_path_outside_of_the_api_has_the_same_shape(pool: Pool, path: str) -> None:
+def test_unknown_path_outside_of_the_api_has_the_same_shape(pool: Pool, path: str) -> None:
     sentences(pool.http.get(path), 404)
 
 
@@ -89,18 +89,18 @@ def test_every_answer_has_a_trace_id_of_its_own_and_headers_for_safety(pool: Poo
     assert len({answer.headers["x-trace-id"] for answer in answers}) == len(answers)
 
 
-def test_a_trace_id_is_the_pools_own_and_not_the_callers(pool: Pool) -> None:
+def test_trace_id_is_the_pools_own_and_not_the_callers(pool: Pool) -> None:
     answer = pool.http.get("/", headers={"X-Trace-Id": "mine"})
     assert answer.headers["x-trace-id"] != "mine"
     sentences(answer, 404)
 
 
-def test_a_message_is_there_once_only(pool: Pool) -> None:
+def test_message_is_there_once_only(pool: Pool) -> None:
     answer = pool.client("everything").put("/signedcontractdata", content=b"[" * 5000)
     assert len(sentences(answer, 400)) == 1
 
 
-def test_the_description_is_there_and_no_page_that_loads_scripts_for_it(pool: Pool) -> None:
+def test_description_is_there_and_no_page_that_loads_scripts_for_it(pool: Pool) -> None:
     assert pool.http.get("/openapi.json").json()["openapi"].startswith("3.")
     for path in ("/docs", "/redoc", "/docs/oauth2-redirect"):
         sentences(pool.http.get(path), 404)
@@ -119,7 +119,7 @@ def test_the_description_is_there_and_no_page_that_loads_scripts_for_it(pool: Po
         (b'{"emaid":%s}' % (b"9" * 200_000), "The body is not JSON: a number in it is too long."),
     ],
 )
-def test_a_body_of_many_parts_or_levels_is_refused_at_once(pool: Pool, body: bytes, sentence: str) -> None:
+def test_body_of_many_parts_or_levels_is_refused_at_once(pool: Pool, body: bytes, sentence: str) -> None:
     client = pool.client("everything")
     client.put("/signedcontractdata", content=b"{}")
     took = []
@@ -143,7 +143,7 @@ def test_many_requests_go_over_one_connection(pool: Pool) -> None:
         assert pool.client("everything").get(f"/contractData/pcid/{P}").status_code == 403
 
 
-def test_a_body_is_read_whatever_its_content_type_says(pool: Pool) -> None:
+def test_body_is_read_whatever_its_content_type_says(pool: Pool) -> None:
     contract = pool.contract(pool.car())
     for kind in ("application/json; charset=utf-8", "text/plain", "application/octet-stream"):
         answer = pool.cps.put(
@@ -152,7 +152,7 @@ def test_a_body_is_read_whatever_its_content_type_says(pool: Pool) -> None:
         assert answer.status_code == 201
 
 
-def test_a_client_that_hangs_up_in_the_middle_of_its_body_harms_nobody(pool: Pool) -> None:
+def test_client_that_hangs_up_in_the_middle_of_its_body_harms_nobody(pool: Pool) -> None:
     address = ("127.0.0.1", int(pool.base_url.rsplit(":", 1)[1]))
     head = (
         f"PUT {BASE}/signedcontractdata HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {pool.token('cps')}\r\n"
@@ -179,7 +179,7 @@ def broken(pkis: dict[str, PKI]) -> Iterator[Pool]:
         yield running
 
 
-def test_a_mistake_of_ours_is_500_in_the_same_shape_and_is_in_the_log(broken: Pool, log: list[CapturedCall]) -> None:
+def test_mistake_of_ours_is_500_in_the_same_shape_and_is_in_the_log(broken: Pool, log: list[CapturedCall]) -> None:
     car = broken.car()
     contract = broken.publish(car)
     for party in ("emsp", "oem", "cpo"):
@@ -206,7 +206,7 @@ def test_a_mistake_of_ours_is_500_in_the_same_shape_and_is_in_the_log(broken: Po
     assert broken.publish(broken.car())
 
 
-def test_a_database_that_does_not_answer_is_503_and_says_when_to_try_again(broken: Pool) -> None:
+def test_database_that_does_not_answer_is_503_and_says_when_to_try_again(broken: Pool) -> None:
     car = broken.car()
     contract, request = broken.contract(car), broken.post(car)
     assert request.status_code == 200
@@ -227,7 +227,7 @@ def test_a_database_that_does_not_answer_is_503_and_says_when_to_try_again(broke
     assert broken.http.get("/health").status_code == 200
 
 
-def test_a_panic_of_a_library_is_a_500_with_a_line_in_the_log(log: list[CapturedCall]) -> None:
+def test_panic_of_a_library_is_a_500_with_a_line_in_the_log(log: list[CapturedCall]) -> None:
     """PyO3 raises PanicException, which is no Exception, where Rust code panics."""
     panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})("index out of bounds")
 

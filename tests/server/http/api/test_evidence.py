@@ -125,7 +125,7 @@ def published(pool: Pool, contract: Contract, status: int, words: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_publisher_is_told_what_the_responder_says(
+def test_publisher_is_told_what_the_responder_says(
     asking: Pool, responders: dict[str, Scripted], edition: str, name: str
 ) -> None:
     case, issuer, responder = CASES[name], asking.pki(edition).emsp_sub2, responders[edition]
@@ -138,14 +138,14 @@ def test_a_publisher_is_told_what_the_responder_says(
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_publisher_is_told_of_a_revoked_sub_ca(asking: Pool, responders: dict[str, Scripted], edition: str) -> None:
+def test_publisher_is_told_of_a_revoked_sub_ca(asking: Pool, responders: dict[str, Scripted], edition: str) -> None:
     pki = asking.pki(f"{edition} sub")
     responders[edition].on(path_of(SUB1), says(revoked_at=AT - DAY)(pki.emsp_sub2.certificate, pki.emsp_sub1))
     contract = asking.contract(asking.car(edition), signer=f"{edition} sub")
     published(asking, contract, 400, f'Certificate "{SUB2}" was revoked at')
 
 
-def test_an_address_that_is_not_public_is_not_called(server: Scripted) -> None:
+def test_address_that_is_not_public_is_not_called(server: Scripted) -> None:
     pki = pki_with_responder(server.url + "/private")
     with start({"iso2": pki}) as pool:
         answer = pool.put(pool.contract(pool.car()))
@@ -200,7 +200,7 @@ def list_path(edition: str, name: str) -> str:
 
 @pytest.mark.parametrize("edition", EDITIONS)
 @pytest.mark.parametrize("name", LISTS)
-def test_a_publisher_is_told_what_the_list_says(listing: Pool, server: Scripted, edition: str, name: str) -> None:
+def test_publisher_is_told_what_the_list_says(listing: Pool, server: Scripted, edition: str, name: str) -> None:
     make, status, words = LISTS[name]
     contract = listing.contract(listing.car(edition), signer=f"{edition} {name}")
     issuer = listing.pki(f"{edition} {name}").emsp_sub2
@@ -209,7 +209,7 @@ def test_a_publisher_is_told_what_the_list_says(listing: Pool, server: Scripted,
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_publisher_is_told_of_a_sub_ca_on_a_list(listing: Pool, server: Scripted, edition: str) -> None:
+def test_publisher_is_told_of_a_sub_ca_on_a_list(listing: Pool, server: Scripted, edition: str) -> None:
     pki = listing.pki(f"{edition} sub")
     revoked = {pki.emsp_sub2.certificate.serial_number: AT - DAY}
     server.on(list_path(edition, "sub"), sign_crl(pki.emsp_sub1, revoked, **times()))
@@ -217,7 +217,7 @@ def test_a_publisher_is_told_of_a_sub_ca_on_a_list(listing: Pool, server: Script
     published(listing, contract, 400, f'Certificate "{SUB2}" was revoked at')
 
 
-def test_a_list_is_asked_for_conditionally_and_its_number_may_not_fall(listing: Pool, server: Scripted) -> None:
+def test_list_is_asked_for_conditionally_and_its_number_may_not_fall(listing: Pool, server: Scripted) -> None:
     name, path = "iso2 numbers", list_path("iso2", "numbers")
     issuer = listing.pki(name).emsp_sub2
 

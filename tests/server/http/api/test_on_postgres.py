@@ -16,27 +16,27 @@ from tests.databases import Server
 from tests.server.http.api.test_contracts import *  # noqa: F403  every test of the module, with the pool below
 from tests.server.http.api.test_deliver import (
     rich,
-    test_a_car_gets_its_contract_and_can_install_it,
-    test_a_car_gets_the_variant_under_the_v2g_root_that_it_lists,
-    test_a_car_that_lists_no_known_root_gets_the_newest_variant,
-    test_a_contract_is_as_old_as_its_first_variant,
-    test_an_iso2_car_gets_one_item_only_and_it_is_the_default,
+    test_car_gets_its_contract_and_can_install_it,
+    test_car_gets_the_variant_under_the_v2g_root_that_it_lists,
+    test_car_that_lists_no_known_root_gets_the_newest_variant,
+    test_contract_is_as_old_as_its_first_variant,
+    test_iso2_car_gets_one_item_only_and_it_is_the_default,
     test_iso20_delivery_order_is_prioritised_then_default_then_oldest,
 )
 from tests.server.http.api.test_deliver_refusals import (
-    test_a_car_whose_only_contract_has_expired_gets_none,
-    test_a_car_without_a_contract_is_told_so,
+    test_car_whose_only_contract_has_expired_gets_none,
+    test_car_without_a_contract_is_told_so,
 )
 from tests.server.http.api.test_publish import (
-    test_a_contract_has_one_variant_for_each_namespace_and_v2g_root,
-    test_a_failed_replacement_leaves_the_stored_contract_as_it_was,
-    test_a_signed_contract_is_stored_and_answered_with_201_and_no_body,
     test_concurrent_publications_for_a_vehicle_leave_exactly_one_default,
     test_concurrent_publications_of_a_contract_leave_it_with_one_vehicle,
+    test_contract_has_one_variant_for_each_namespace_and_v2g_root,
+    test_failed_replacement_leaves_the_stored_contract_as_it_was,
     test_first_contract_of_a_vehicle_becomes_its_default_and_the_second_not,
+    test_metadata_of_a_contract_is_given_back,
     test_publishing_a_variant_again_replaces_it_and_answers_201,
     test_publishing_for_another_vehicle_moves_the_contract_with_all_its_variants,
-    test_the_metadata_of_a_contract_is_given_back,
+    test_signed_contract_is_stored_and_answered_with_201_and_no_body,
 )
 from tests.world import Pool, start
 
@@ -48,5 +48,5 @@ def pool(pkis: dict[str, PKI], postgres: Server) -> Iterator[Pool]:
         yield running
 
 
-def test_the_pool_of_these_tests_is_on_postgresql(pool: Pool) -> None:
+def test_pool_of_these_tests_is_on_postgresql(pool: Pool) -> None:
     assert pool.sql("select version()")[0][0].startswith("PostgreSQL")

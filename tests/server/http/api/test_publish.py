@@ -19,7 +19,7 @@ from tests.world import AT, ISO20, Pool, new_emaid
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_signed_contract_is_stored_and_answered_with_201_and_no_body(pool: Pool, edition: str) -> None:
+def test_signed_contract_is_stored_and_answered_with_201_and_no_body(pool: Pool, edition: str) -> None:
     contract = pool.contract(pool.car(edition))
     answer = pool.emsp.put("/signedcontractdata", json=contract.body)
     assert (answer.status_code, answer.content) == (201, b"")
@@ -47,7 +47,7 @@ def test_publishing_a_variant_again_replaces_it_and_answers_201(pool: Pool) -> N
     assert [entry["defaultContract"] for entry in pool.listed(car)] == [True]
 
 
-def test_a_contract_has_one_variant_for_each_namespace_and_v2g_root(pool: Pool) -> None:
+def test_contract_has_one_variant_for_each_namespace_and_v2g_root(pool: Pool) -> None:
     car = pool.car()
     other = Car.from_credential(pool.pki("iso20"), pool.pki("iso20").vehicle(car.pcid, now=AT), car.pcid)
     contract = pool.publish(car)
@@ -73,7 +73,7 @@ def test_publishing_for_another_vehicle_moves_the_contract_with_all_its_variants
     assert [item["defaultContract"] for item in pool.listed(old)] == [False]
 
 
-def test_the_metadata_of_a_contract_is_given_back(pool: Pool) -> None:
+def test_metadata_of_a_contract_is_given_back(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car, body={"metaData": "für später"})
     (item,) = pool.signed(contract.emaid, car).json()["signedContractDataCollection"]
@@ -94,7 +94,7 @@ def test_optional_members_may_be_null_and_unknown_ones_are_passed_over(pool: Poo
 
 
 @pytest.mark.parametrize("change", [str.lower, str.upper])
-def test_the_v2g_root_may_be_named_in_either_case(pool: Pool, change: Any) -> None:
+def test_v2g_root_may_be_named_in_either_case(pool: Pool, change: Any) -> None:
     fingerprint = pool.pki().v2g_root.certificate.fingerprint
     car = pool.car()
     contract = pool.publish(car, body={"cpsV2GRootCertificateFingerprint": change(fingerprint)})
@@ -103,7 +103,7 @@ def test_the_v2g_root_may_be_named_in_either_case(pool: Pool, change: Any) -> No
 
 
 @pytest.mark.parametrize("alias", ["urn:iso:15118:20:2022:MsgDef", "urn:iso:std:iso:15118:-20:CommonMessages"])
-def test_an_alias_of_the_namespace_of_part_20_is_stored_under_the_canonical_one(pool: Pool, alias: str) -> None:
+def test_alias_of_the_namespace_of_part_20_is_stored_under_the_canonical_one(pool: Pool, alias: str) -> None:
     car = pool.car("iso20")
     pool.publish(car, body={"xsdMsgDefNamespace": alias})
     assert [item["xsdMsgDefNamespace"] for item in pool.listed(car)] == [ISO20]
@@ -119,7 +119,7 @@ def test_emaid_and_pcid_are_canonicalised_and_the_message_is_left_as_it_is(pool:
     assert item["certificateInstallationRes"] == contract.body["certificateInstallationRes"]
 
 
-def test_the_message_may_spell_its_emaid_with_the_check_digit(pool: Pool) -> None:
+def test_message_may_spell_its_emaid_with_the_check_digit(pool: Pool) -> None:
     car, pki = pool.car(), pool.pki()
     bundle = bundle_of(pool, car, pki)
     spelled = replace(bundle, emaid=bundle.emaid + check_digit(bundle.emaid))  # type: ignore[arg-type]
@@ -129,12 +129,12 @@ def test_the_message_may_spell_its_emaid_with_the_check_digit(pool: Pool) -> Non
     assert item["emaid"] == bundle.emaid
 
 
-def test_a_contract_certificate_may_also_lead_to_a_v2g_root(pool: Pool) -> None:
+def test_contract_certificate_may_also_lead_to_a_v2g_root(pool: Pool) -> None:
     pki = pool.pki()
     pool.publish(pool.car(), signer=replace(pki, emsp_sub2=pki.cps_sub2))
 
 
-def test_a_failed_replacement_leaves_the_stored_contract_as_it_was(pool: Pool) -> None:
+def test_failed_replacement_leaves_the_stored_contract_as_it_was(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     refused(pool, pool.contract(car, contract.emaid, signer="stranger"))
@@ -142,7 +142,7 @@ def test_a_failed_replacement_leaves_the_stored_contract_as_it_was(pool: Pool) -
     assert item["certificateInstallationRes"] == contract.body["certificateInstallationRes"]
 
 
-def test_a_chunked_body_is_read_like_any_other(pool: Pool) -> None:
+def test_chunked_body_is_read_like_any_other(pool: Pool) -> None:
     contract = pool.contract(pool.car())
     encoded = json.dumps(contract.body).encode()
     chunks = (encoded[at : at + 100] for at in range(0, len(encoded), 100))
@@ -158,7 +158,7 @@ def test_a_chunked_body_is_read_like_any_other(pool: Pool) -> None:
     "body", [b"", b"no", b"{", b'{"a":}', b"\xff\xfe", b"[]", b"null", b"5", b'"text"', b"[" * 9999]
 )
 @pytest.mark.parametrize("method", ["POST", "PUT"])
-def test_a_body_that_is_no_json_object_is_refused_with_400(pool: Pool, method: str, body: bytes) -> None:
+def test_body_that_is_no_json_object_is_refused_with_400(pool: Pool, method: str, body: bytes) -> None:
     answer = pool.client("everything").request(method, "/signedcontractdata", content=body)
     (sentence,) = sentences(answer, 400)
     assert sentence.startswith(
@@ -168,7 +168,7 @@ def test_a_body_that_is_no_json_object_is_refused_with_400(pool: Pool, method: s
 
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("method", ["POST", "PUT"])
-def test_a_body_that_is_too_large_is_refused_with_413(pool: Pool, method: str, chunked: bool) -> None:
+def test_body_that_is_too_large_is_refused_with_413(pool: Pool, method: str, chunked: bool) -> None:
     encoded = b'{"emaid":"' + b"A" * pool.settings.max_body + b'"}'
     content: Any = (encoded[at : at + 65536] for at in range(0, len(encoded), 65536)) if chunked else encoded
     answer = pool.client("everything").request(method, "/signedcontractdata", content=content)

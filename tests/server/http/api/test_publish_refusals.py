@@ -55,7 +55,7 @@ def test_all_fields_that_are_wrong_are_listed_together(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("member", ["emaid", "pcid", "certificateInstallationRes", "xsdMsgDefNamespace"])
-def test_a_mandatory_member_must_be_there_and_be_a_string(pool: Pool, member: str) -> None:
+def test_mandatory_member_must_be_there_and_be_a_string(pool: Pool, member: str) -> None:
     contract = pool.contract(pool.car())
     left_out = {name: value for name, value in contract.body.items() if name != member}
     messages = sentences(pool.cps.put("/signedcontractdata", json=left_out), 400)
@@ -66,7 +66,7 @@ def test_a_mandatory_member_must_be_there_and_be_a_string(pool: Pool, member: st
         assert messages[0].startswith(f"{member} : must not be null" if value is None else f"{member} : must ")
 
 
-def test_an_empty_object_lacks_every_mandatory_member(pool: Pool) -> None:
+def test_empty_object_lacks_every_mandatory_member(pool: Pool) -> None:
     messages = sentences(pool.cps.put("/signedcontractdata", json={}), 400)
     mandatory = ("emaid", "pcid", "certificateInstallationRes", "xsdMsgDefNamespace")
     assert sorted(messages) == sorted(f"{member} : is missing" for member in mandatory)
@@ -85,13 +85,13 @@ def test_an_empty_object_lacks_every_mandatory_member(pool: Pool) -> None:
         "ſEEXAC12345678",
     ],
 )
-def test_what_is_no_emaid_is_refused(pool: Pool, emaid: str) -> None:
+def test_invalid_emaid_is_refused(pool: Pool, emaid: str) -> None:
     (message,) = refused(pool, pool.contract(pool.car()), emaid=emaid)
     assert message.startswith("emaid : must match")
 
 
 @pytest.mark.parametrize("pcid", ["WEX0TEST00000000", "WEX0TEST00000000001", "WEX0TEST-00000000", "WEX0TEST0000000ß0"])
-def test_what_is_no_pcid_is_refused(pool: Pool, pcid: str) -> None:
+def test_invalid_pcid_is_refused(pool: Pool, pcid: str) -> None:
     (message,) = refused(pool, pool.contract(pool.car()), pcid=pcid)
     assert message.startswith("pcid : must match")
 
@@ -100,7 +100,7 @@ def test_what_is_no_pcid_is_refused(pool: Pool, pcid: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["%%%", "AAA", "AAAA=", "AAAA====", "AAB=", "AA\u00a0AA", "AA\x00AA", "gJg-", "ä"])
-def test_what_is_not_base64_is_refused(pool: Pool, text: str) -> None:
+def test_invalid_base64_is_refused(pool: Pool, text: str) -> None:
     messages = refused(pool, pool.contract(pool.car()), certificateInstallationRes=text)
     assert messages[0] == "EXI format is invalid!"
     assert len(messages) == 2
@@ -108,7 +108,7 @@ def test_what_is_not_base64_is_refused(pool: Pool, text: str) -> None:
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_message_that_is_cut_off_or_goes_on_is_refused(pool: Pool, edition: str) -> None:
+def test_message_that_is_cut_off_or_goes_on_is_refused(pool: Pool, edition: str) -> None:
     contract = pool.contract(pool.car(edition))
     encoded = contract.message
     for broken in (b"\x80", encoded[:3], encoded[: len(encoded) // 2], encoded[:-1], encoded + b"\1", b"\0" * 64):
@@ -118,7 +118,7 @@ def test_a_message_that_is_cut_off_or_goes_on_is_refused(pool: Pool, edition: st
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_request_is_refused_where_a_response_is_expected(pool: Pool, edition: str) -> None:
+def test_request_is_refused_where_a_response_is_expected(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     contract = pool.contract(car)
     request = car.request(bytes(8), AT)
@@ -128,7 +128,7 @@ def test_a_request_is_refused_where_a_response_is_expected(pool: Pool, edition: 
 
 
 @pytest.mark.parametrize(("edition", "namespace"), [("iso2", ISO20), ("iso20", ISO2)])
-def test_a_message_of_another_namespace_than_is_named_is_refused(pool: Pool, edition: str, namespace: str) -> None:
+def test_message_of_another_namespace_than_is_named_is_refused(pool: Pool, edition: str, namespace: str) -> None:
     messages = refused(pool, pool.contract(pool.car(edition)), xsdMsgDefNamespace=namespace)
     assert messages[0] == "EXI format is invalid!"
     assert namespace in messages[1]
@@ -138,7 +138,7 @@ def test_a_message_of_another_namespace_than_is_named_is_refused(pool: Pool, edi
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_negative_response_is_refused(pool: Pool, edition: str) -> None:
+def test_negative_response_is_refused(pool: Pool, edition: str) -> None:
     contract = pool.contract(pool.car(edition))
     message = exi.decode(contract.message)
     if edition == "iso2":
@@ -150,7 +150,7 @@ def test_a_negative_response_is_refused(pool: Pool, edition: str) -> None:
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_contract_certificate_for_another_emaid_than_is_named_is_refused(pool: Pool, edition: str) -> None:
+def test_contract_certificate_for_another_emaid_than_is_named_is_refused(pool: Pool, edition: str) -> None:
     contract = pool.contract(pool.car(edition))
     other = new_emaid()
     (sentence,) = refused(pool, contract, emaid=other)
@@ -158,7 +158,7 @@ def test_a_contract_certificate_for_another_emaid_than_is_named_is_refused(pool:
     assert pool.stored(other) == 0
 
 
-def test_a_message_for_another_emaid_than_its_contract_certificate_is_refused(pool: Pool) -> None:
+def test_message_for_another_emaid_than_its_contract_certificate_is_refused(pool: Pool) -> None:
     car, pki = pool.car(), pool.pki()
     bundle = bundle_of(pool, car, pki)
     other = new_emaid()
@@ -167,14 +167,14 @@ def test_a_message_for_another_emaid_than_its_contract_certificate_is_refused(po
     assert sentence == f"The message's eMAID is {other}, the contract certificate is for {bundle.emaid}."
 
 
-def test_a_contract_certificate_whose_common_name_is_no_emaid_is_refused(pool: Pool) -> None:
+def test_contract_certificate_whose_common_name_is_no_emaid_is_refused(pool: Pool) -> None:
     car, pki = pool.car(), pool.pki()
     bundle = bundle_of(pool, car, pki)
     nameless = replace(bundle, contract=pki.emsp_sub2.issue("no EMAID", CONTRACT, now=AT))
     assert refused(pool, signed(pki, nameless, car)) == ["The contract certificate's common name is no EMAID."]
 
 
-def test_everything_wrong_with_what_the_message_says_is_listed_together(pool: Pool) -> None:
+def test_errors_of_a_message_are_listed_together(pool: Pool) -> None:
     contract = pool.contract(pool.car())
     message = with_body(exi.decode(contract.message), ResponseCode="FAILED")
     assert len(refused(pool, tampered(contract, message), emaid=new_emaid())) == 2
@@ -189,7 +189,7 @@ def test_publication_reports_unknown_roots_of_contract_and_cps_together(pool: Po
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_contract_under_an_unknown_root_is_refused(pool: Pool, edition: str) -> None:
+def test_contract_under_an_unknown_root_is_refused(pool: Pool, edition: str) -> None:
     pki = pool.pki(edition)
     root = build_root("Unheard-of Root CA", now=AT, algorithm=algorithm_of(pki.emsp_root.key))
     sub2 = root.issue("Unheard-of Sub1 CA", SUB_CA1, now=AT).issue("Unheard-of Sub2 CA", SUB_CA2, now=AT)
@@ -198,41 +198,41 @@ def test_a_contract_under_an_unknown_root_is_refused(pool: Pool, edition: str) -
     assert "trust" in sentence
 
 
-def test_a_contract_under_a_root_that_only_has_the_name_of_a_trusted_one_is_refused(pool: Pool) -> None:
+def test_contract_under_a_root_that_only_has_the_name_of_a_trusted_one_is_refused(pool: Pool) -> None:
     impostor = replace(pool.pki(), emsp_sub2=pool.pki("stranger").emsp_sub2)
     assert len(refused(pool, pool.contract(pool.car(), signer=impostor))) == 1
 
 
-def test_a_provisioning_service_under_an_unknown_root_is_refused(pool: Pool) -> None:
+def test_provisioning_service_under_an_unknown_root_is_refused(pool: Pool) -> None:
     impostor = replace(pool.pki(), cps=pool.pki("stranger").cps)
     assert len(refused(pool, pool.contract(pool.car(), signer=impostor))) == 1
 
 
-def test_a_provisioning_service_under_an_emsp_root_is_refused(pool: Pool) -> None:
+def test_provisioning_service_under_an_emsp_root_is_refused(pool: Pool) -> None:
     pki = pool.pki()
     cps = pki.emsp_sub2.issue("CPS SIM", CPS, now=AT)
     assert refused(pool, pool.contract(pool.car(), signer=replace(pki, cps=cps)))
 
 
-def test_a_contract_certificate_cannot_sign_for_a_provisioning_service(pool: Pool) -> None:
+def test_contract_certificate_cannot_sign_for_a_provisioning_service(pool: Pool) -> None:
     pki = pool.pki()
     assert refused(pool, pool.contract(pool.car(), signer=replace(pki, cps=pki.contract(new_emaid(), now=AT))))
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_an_expired_contract_is_refused_with_the_sentence_of_the_description(pool: Pool, edition: str) -> None:
+def test_expired_contract_is_refused_with_the_sentence_of_the_description(pool: Pool, edition: str) -> None:
     valid = (AT - timedelta(days=2), AT - timedelta(days=1))
     messages = refused(pool, pool.contract(pool.car(edition), valid=valid))
     assert messages == ["The validUntil date of contract certificate is in the past."]
 
 
-def test_a_contract_that_is_not_valid_yet_is_refused(pool: Pool) -> None:
+def test_contract_that_is_not_valid_yet_is_refused(pool: Pool) -> None:
     valid = (AT + timedelta(days=1), AT + timedelta(days=2))
     (sentence,) = refused(pool, pool.contract(pool.car(), valid=valid))
     assert "is not valid before" in sentence
 
 
-def test_an_expired_provisioning_service_is_refused_and_is_not_called_a_contract(pool: Pool) -> None:
+def test_expired_provisioning_service_is_refused_and_is_not_called_a_contract(pool: Pool) -> None:
     pki = pool.pki()
     cps = pki.cps_sub2.issue("CPS SIM", CPS, now=AT, valid=(AT - timedelta(days=2), AT - timedelta(days=1)))
     (sentence,) = refused(pool, pool.contract(pool.car(), signer=replace(pki, cps=cps)))
@@ -240,7 +240,7 @@ def test_an_expired_provisioning_service_is_refused_and_is_not_called_a_contract
     assert "contract" not in sentence
 
 
-def test_a_chain_with_a_missing_sub_ca_is_refused(pool: Pool) -> None:
+def test_chain_with_a_missing_sub_ca_is_refused(pool: Pool) -> None:
     contract = pool.contract(pool.car())
     message = exi.decode(contract.message)
     chain = message.Body.SAProvisioningCertificateChain
@@ -286,14 +286,14 @@ PARTS = ["ContractSignatureCertChain", "ContractSignatureEncryptedPrivateKey", "
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_signed_part_that_was_changed_is_refused(pool: Pool, part: str) -> None:
+def test_signed_part_that_was_changed_is_refused(pool: Pool, part: str) -> None:
     contract = pool.contract(pool.car())
     (sentence,) = refused(pool, tampered(contract, _other_part(exi.decode(contract.message), part, pool)))
     assert part in sentence
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_signature_that_leaves_out_a_mandatory_part_is_refused(pool: Pool, part: str) -> None:
+def test_signature_that_leaves_out_a_mandatory_part_is_refused(pool: Pool, part: str) -> None:
     contract = pool.contract(pool.car())
     message = exi.decode(contract.message)
     references = [
@@ -307,7 +307,7 @@ def test_a_signature_that_leaves_out_a_mandatory_part_is_refused(pool: Pool, par
 
 
 @pytest.mark.parametrize("edition", ["iso20", "ed448"])
-def test_a_changed_signed_part_of_part_20_is_refused(pool: Pool, edition: str) -> None:
+def test_changed_signed_part_of_part_20_is_refused(pool: Pool, edition: str) -> None:
     contract = pool.contract(pool.car(edition))
     message = exi.decode(contract.message)
     data = message.SignedInstallationData
@@ -318,7 +318,7 @@ def test_a_changed_signed_part_of_part_20_is_refused(pool: Pool, edition: str) -
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_changed_signature_value_is_refused(pool: Pool, edition: str) -> None:
+def test_changed_signature_value_is_refused(pool: Pool, edition: str) -> None:
     contract = pool.contract(pool.car(edition))
     message = exi.decode(contract.message)
     signature = message.Header.Signature
@@ -328,14 +328,14 @@ def test_a_changed_signature_value_is_refused(pool: Pool, edition: str) -> None:
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_message_without_a_signature_is_refused(pool: Pool, edition: str) -> None:
+def test_message_without_a_signature_is_refused(pool: Pool, edition: str) -> None:
     contract = pool.contract(pool.car(edition))
     message = exi.decode(contract.message)
     assert refused(pool, tampered(contract, message._replace(Header=message.Header._replace(Signature=None))))
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_signature_by_another_key_than_the_provisioning_service_has_is_refused(pool: Pool, edition: str) -> None:
+def test_signature_by_another_key_than_the_provisioning_service_has_is_refused(pool: Pool, edition: str) -> None:
     pki = pool.pki(edition)
     impostor = replace(pki.cps, key=pki.contract(new_emaid(), now=AT).key)
     assert len(refused(pool, pool.contract(pool.car(edition), signer=replace(pki, cps=impostor)))) == 1
@@ -388,7 +388,7 @@ def test_all_key_material_that_is_wrong_is_listed_together(pool: Pool) -> None:
     )
 
 
-def test_an_encrypted_key_that_does_not_go_with_the_curve_is_refused(pool: Pool) -> None:
+def test_encrypted_key_that_does_not_go_with_the_curve_is_refused(pool: Pool) -> None:
     car, pki = pool.car("iso20"), pool.pki("iso20")
     contract = pool.contract(car)
     message = exi.decode(contract.message)
@@ -399,6 +399,6 @@ def test_an_encrypted_key_that_does_not_go_with_the_curve_is_refused(pool: Pool)
     assert "does not go with the curve" in sentence
 
 
-def test_a_later_stage_is_not_told_while_an_earlier_one_fails(pool: Pool) -> None:
+def test_later_stage_is_not_told_while_an_earlier_one_fails(pool: Pool) -> None:
     contract = pool.contract(pool.car(), signer="stranger")
     assert len(refused(pool, contract, emaid=new_emaid(), pcid=new_pcid())) == 1

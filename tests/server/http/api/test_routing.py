@@ -43,7 +43,7 @@ OWN_ID = {"emsp": "DEEXA", "oem": "WEX", "cpo": "DEEXC"}
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_party_may_name_itself_and_whom_it_calls(pool: Pool, operation: str) -> None:
+def test_party_may_name_itself_and_whom_it_calls(pool: Pool, operation: str) -> None:
     party, call = calls(pool)[operation]
     headers = {
         "OPNC-from-party-type": party,
@@ -64,7 +64,7 @@ def test_a_party_may_name_itself_and_whom_it_calls(pool: Pool, operation: str) -
         {"OPNC-from-party-id": ""},
     ],
 )
-def test_a_party_that_names_another_one_is_refused(pool: Pool, operation: str, headers: dict[str, str]) -> None:
+def test_party_that_names_another_one_is_refused(pool: Pool, operation: str, headers: dict[str, str]) -> None:
     _, call = calls(pool)[operation]
     (sentence,) = sentences(call(headers), 403)
     assert sentence.startswith(next(iter(headers)))
@@ -72,7 +72,7 @@ def test_a_party_that_names_another_one_is_refused(pool: Pool, operation: str, h
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("name", ["OPNC-from-party-type", "OPNC-to-party-type"])
-def test_a_party_type_that_does_not_exist_is_refused(pool: Pool, operation: str, name: str) -> None:
+def test_party_type_that_does_not_exist_is_refused(pool: Pool, operation: str, name: str) -> None:
     _, call = calls(pool)[operation]
     for value in ("mo", "EMSP", ""):
         (sentence,) = sentences(call({name: value}), 400)
@@ -80,7 +80,7 @@ def test_a_party_type_that_does_not_exist_is_refused(pool: Pool, operation: str,
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_request_for_a_pool_that_is_not_known_here_is_not_found(pool: Pool, operation: str) -> None:
+def test_request_for_a_pool_that_is_not_known_here_is_not_found(pool: Pool, operation: str) -> None:
     _, call = calls(pool)[operation]
     answer = call({"OPNC-to-party-type": "ccp", "OPNC-to-party-id": "elsewhere"})
     # The published SetSignedContractDataAsDefault knows no 404.
@@ -95,19 +95,19 @@ def test_half_an_address_is_answered_here(pool: Pool, headers: dict[str, str]) -
 
 
 @pytest.mark.parametrize("spelled", ["DEEXA", "de-exa", "DE-EXA"])
-def test_an_own_id_may_be_spelled_with_a_hyphen_and_in_lower_case(pool: Pool, spelled: str) -> None:
+def test_own_id_may_be_spelled_with_a_hyphen_and_in_lower_case(pool: Pool, spelled: str) -> None:
     _, call = calls(pool)["GetContractDataByEmaid"]
     assert call({"OPNC-from-party-type": "emsp", "OPNC-from-party-id": spelled}).is_success
     assert call({"OPNC-from-party-id": spelled}).is_success
 
 
-def test_an_operator_may_spell_its_id_with_a_star(pool: Pool) -> None:
+def test_operator_may_spell_its_id_with_a_star(pool: Pool) -> None:
     _, call = calls(pool)["Deliver"]
     assert call({"OPNC-from-party-type": "cpo", "OPNC-from-party-id": "DE*EXC"}).is_success
     sentences(call({"OPNC-from-party-type": "cpo", "OPNC-from-party-id": "DE*EXD"}), 403)
 
 
-def test_the_ids_of_a_provisioning_service_cannot_be_told_from_its_token(pool: Pool) -> None:
+def test_ids_of_a_provisioning_service_cannot_be_told_from_its_token(pool: Pool) -> None:
     contract = pool.contract(pool.car())
     headers = {"OPNC-from-party-type": "cps", "OPNC-from-party-id": "0" * 64}
     assert pool.cps.put("/signedcontractdata", json=contract.body, headers=headers).status_code == 201
@@ -117,7 +117,7 @@ def test_the_ids_of_a_provisioning_service_cannot_be_told_from_its_token(pool: P
     sentences(pool.emsp.put("/signedcontractdata", json=contract.body, headers=headers), 403)
 
 
-def test_a_peer_pool_acts_for_others(pool: Pool) -> None:
+def test_peer_pool_acts_for_others(pool: Pool) -> None:
     headers = {"OPNC-from-party-type": "cpo", "OPNC-from-party-id": "FRXYZ"}
     answer = pool.post(pool.car(), caller="peer", headers={**headers, "alwaysReturnEXI": "false"})
     assert answer.status_code == 404

@@ -74,7 +74,7 @@ def station_message(answer: httpx.Response, car: Car) -> str:
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_vehicle_gets_its_message_while_the_database_fails(failing: Pool, dialect: str, edition: str) -> None:
+def test_vehicle_gets_its_message_while_the_database_fails(failing: Pool, dialect: str, edition: str) -> None:
     car = failing.car(edition)
     for always in (None, "true"):
         assert station_message(ask(failing, dialect, car, always), car) == f"temporary: {SILENT}"
@@ -83,7 +83,7 @@ def test_a_vehicle_gets_its_message_while_the_database_fails(failing: Pool, dial
     assert int(refused.headers["Retry-After"]) >= 1
 
 
-def test_a_temporary_failure_is_counted_and_logged_as_unavailable(failing: Pool, log: list[CapturedCall]) -> None:
+def test_temporary_failure_is_counted_and_logged_as_unavailable(failing: Pool, log: list[CapturedCall]) -> None:
     def counted() -> float:
         lines = failing.http.get("/metrics").text.splitlines()
         wanted = [line for line in lines if 'outcome="unavailable"' in line and 'status="200"' in line]
@@ -96,13 +96,13 @@ def test_a_temporary_failure_is_counted_and_logged_as_unavailable(failing: Pool,
     assert (line["outcome"], line["status"], line["reason"]) == ("unavailable", 200, SILENT)
 
 
-def test_a_message_that_cannot_be_read_is_400_whatever_else_fails(failing: Pool) -> None:
+def test_message_that_cannot_be_read_is_400_whatever_else_fails(failing: Pool) -> None:
     body = {"certificateInstallationReq": "AAAA", "xsdMsgDefNamespace": str(failing.car().namespace)}
     assert sentences(failing.cpo.post("/signedcontractdata", json=body), 400)[0] == "EXI format is invalid!"
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_vehicle_has_its_answer_in_time_whatever_is_slow(
+def test_vehicle_has_its_answer_in_time_whatever_is_slow(
     pkis: dict[str, PKI], dialect: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def hang(*_: object) -> None:
@@ -121,7 +121,7 @@ def test_a_vehicle_has_its_answer_in_time_whatever_is_slow(
         assert contract.emaid in ask(pool, dialect, car).text
 
 
-def test_the_time_in_which_a_caller_sends_its_body_does_not_count(
+def test_time_in_which_a_caller_sends_its_body_does_not_count(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with start({"iso2": pkis["iso2"]}) as pool:

@@ -62,7 +62,7 @@ def test_contract_with_valid_certificates_is_stored_after_ocsp_for_each_ca(
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_revoked_contract_certificate_is_refused_by_name(around: Pool, responder: Responder, edition: str) -> None:
+def test_revoked_contract_certificate_is_refused_by_name(around: Pool, responder: Responder, edition: str) -> None:
     contract = around.contract(around.car(edition))
     responder.revoked.add(serial(contract))
     (message,) = sentences(around.put(contract), 400)
@@ -74,7 +74,7 @@ def test_a_revoked_contract_certificate_is_refused_by_name(around: Pool, respond
     assert len(responder.server.received) == asked
 
 
-def test_a_revoked_sub_ca_is_refused_by_name(responder: Responder) -> None:
+def test_revoked_sub_ca_is_refused_by_name(responder: Responder) -> None:
     pki = pki_with_responder(responder.server.url + "/sub")
     responder.register(*cas(pki), prefix="/sub")
     responder.revoked |= {pki.emsp_sub2.certificate.serial_number, pki.cps_sub1.certificate.serial_number}
@@ -104,7 +104,7 @@ def test_publication_is_503_while_the_responder_is_down_and_stored_afterwards(tm
 
 
 @pytest.mark.parametrize("signer", ["iso20", "ed448"])
-def test_a_key_that_is_not_for_this_edition_is_refused(around: Pool, signer: str) -> None:
+def test_key_that_is_not_for_this_edition_is_refused(around: Pool, signer: str) -> None:
     """A contract under keys of ISO 15118-20 in a message of ISO 15118-2, which its provisioning service signed well."""
     car, emaid, pki = around.car(), new_emaid(), around.pki(signer)
     bundle = issue_contract(around.pki(), emaid, car.pcid, car.provisioning.certificate, AT)
@@ -127,7 +127,7 @@ def test_certificates_that_name_nothing_are_stored_unless_evidence_is_required(
         assert pool.stored(contract.emaid) == 0
 
 
-def test_with_revocation_off_nobody_is_asked(named: dict[str, PKI], responder: Responder) -> None:
+def test_revocation_off_queries_no_responder(named: dict[str, PKI], responder: Responder) -> None:
     asked = len(responder.server.received)
     with start(named, egress_allow_networks=LOOPBACK, revocation="off") as pool:
         car = pool.car()
@@ -148,7 +148,7 @@ NOTHING = {"iso2": "FAILED_NoCertificateAvailable", "iso20": "WARNING_NoCertific
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_contract_that_is_revoked_after_it_was_stored_is_not_delivered(around: Pool, edition: str) -> None:
+def test_contract_that_is_revoked_after_it_was_stored_is_not_delivered(around: Pool, edition: str) -> None:
     car = around.car(edition)
     contract = around.publish(car)
     assert around.ask(car)[0]["emaid"] == contract.emaid
@@ -157,14 +157,14 @@ def test_a_contract_that_is_revoked_after_it_was_stored_is_not_delivered(around:
     assert around.post(car, headers={"alwaysReturnEXI": "false"}).status_code == 404
 
 
-def test_a_revoked_contract_leaves_the_others_of_a_vehicle_deliverable(around: Pool) -> None:
+def test_revoked_contract_leaves_the_others_of_a_vehicle_deliverable(around: Pool) -> None:
     car = around.car("iso20")
     revoked, other = around.publish(car), around.publish(car)
     revoke(around, Certificate.load(revoked.certificate), around.pki("iso20").emsp_sub2)
     assert [item["emaid"] for item in around.ask(car)] == [other.emaid]
 
 
-def test_a_default_that_is_revoked_counts_as_none(around: Pool) -> None:
+def test_default_that_is_revoked_counts_as_none(around: Pool) -> None:
     """A sole deliverable contract is delivered; of several none, since the driver has not chosen."""
     car = around.car()
     default, other = around.publish(car), around.publish(car)
@@ -183,7 +183,7 @@ def test_a_default_that_is_revoked_counts_as_none(around: Pool) -> None:
     assert [item["emaid"] for item in around.ask(car)] == [successor.emaid]
 
 
-def test_a_list_that_the_sweep_loads_stops_a_delivery(
+def test_list_that_the_sweep_loads_stops_a_delivery(
     responder: Responder, pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ccp.server.trust.revocation._REFRESH_INTERVAL", 0.1)
@@ -245,7 +245,7 @@ def test_delivery_accepts_expired_evidence_within_the_revocation_grace(
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_vehicle_whose_provisioning_certificate_is_revoked_is_told_so(around: Pool, edition: str) -> None:
+def test_vehicle_whose_provisioning_certificate_is_revoked_is_told_so(around: Pool, edition: str) -> None:
     car = around.car(edition)
     around.publish(car)
     around.ask(car)
@@ -269,7 +269,7 @@ def test_vehicle_evidence_is_fetched_after_the_response_and_counts_next_time(
     assert negative(around, car)[0] == "FAILED_CertificateRevoked"
 
 
-def test_a_delivery_does_not_wait_for_a_responder_that_hangs(responder: Responder) -> None:
+def test_delivery_does_not_wait_for_a_responder_that_hangs(responder: Responder) -> None:
     pki = pki_with_responder(responder.server.url + "/hanging", "OEM Sub2 CA SIM")
     path = "/hanging" + path_of("OEM Sub2 CA SIM")
     responder.server.on(path, Reply(delay=30))

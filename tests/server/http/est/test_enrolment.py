@@ -227,7 +227,7 @@ def test_enrolment_of_any_subject_can_be_allowed(pkis: dict[str, PKI], est: ESTS
         assert certificates(enrol(running, signing_request("station 1")))
 
 
-def test_without_est_server_there_is_a_sentence(pool: Pool) -> None:
+def test_est_without_a_server_is_refused_with_a_sentence(pool: Pool) -> None:
     answer = enrol(pool, signing_request())
     assert sentences(answer, 404) == [
         "This pool passes no certificate requests on, because no EST server is configured (est_url)."

@@ -146,13 +146,13 @@ def test_trailers_are_no_headers(pool: Pool) -> None:
         (431, "GET / HTTP/1.1\r\nHost: x\r\n" + f"A: {'b' * 1000}\r\n" * 33 + "\r\n"),
     ],
 )
-def test_a_head_has_a_size_and_a_number_of_headers(pool: Pool, status: int, sent: str) -> None:
+def test_head_has_a_size_and_a_number_of_headers(pool: Pool, status: int, sent: str) -> None:
     (answer,) = ask(pool.base_url, sent)
     assert answer.refused(status)
     assert answer.headers["connection"] == "close"
 
 
-def test_a_head_without_an_end_is_not_kept(pool: Pool) -> None:
+def test_head_without_an_end_is_not_kept(pool: Pool) -> None:
     with connected(pool.base_url) as raw:
         raw.send("GET / HTTP/1.1\r\nHost: x\r\nA: ")
         sent = 0
@@ -163,7 +163,7 @@ def test_a_head_without_an_end_is_not_kept(pool: Pool) -> None:
     assert sent < 128 << 20, "what is not read waits in the buffers of the system"
 
 
-def test_what_is_just_small_enough_is_answered(pool: Pool) -> None:
+def test_head_at_the_limit_is_answered(pool: Pool) -> None:
     with connected(pool.base_url) as raw:
         for sent in (
             f"GET /{'a' * 4095} HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -176,7 +176,7 @@ def test_what_is_just_small_enough_is_answered(pool: Pool) -> None:
             assert answer.refused(404) == "There is nothing at this path."
 
 
-def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(pool: Pool) -> None:
+def test_body_that_is_announced_too_large_is_refused_before_it_is_sent(pool: Pool) -> None:
     largest = pool.settings.max_body
     token = pool.token("cps")
     head = f"PUT {BASE}/signedcontractdata HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
@@ -188,7 +188,7 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(pool: P
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_that_is_a_bit_too_large_costs_the_request_and_not_the_connection(pool: Pool, chunked: bool) -> None:
+def test_body_that_is_a_bit_too_large_costs_the_request_and_not_the_connection(pool: Pool, chunked: bool) -> None:
     largest = pool.settings.max_body
     token = pool.token("cps")
     head = f"PUT {BASE}/signedcontractdata HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
@@ -209,7 +209,7 @@ def test_a_body_that_is_a_bit_too_large_costs_the_request_and_not_the_connection
 
 
 @pytest.mark.parametrize("path", [f"{BASE}/signedcontractdata", "/nowhere", "/oauth/token"])
-def test_a_body_without_an_end_is_not_read_for_ever(pool: Pool, path: str) -> None:
+def test_body_without_an_end_is_not_read_for_ever(pool: Pool, path: str) -> None:
     with connected(pool.base_url) as raw:
         raw.send(f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         raw.socket.settimeout(5)
@@ -220,7 +220,7 @@ def test_a_body_without_an_end_is_not_read_for_ever(pool: Pool, path: str) -> No
     assert sent < 128 << 20, "what is not read waits in the buffers of the system"
 
 
-def test_a_body_in_chunks_of_one_octet_is_not_read_for_ever(pool: Pool) -> None:
+def test_body_in_chunks_of_one_octet_is_not_read_for_ever(pool: Pool) -> None:
     sent = f"{HEAD}Transfer-Encoding: chunked\r\n\r\n".encode() + b"1\r\nx\r\n" * 200_000
     with connected(pool.base_url) as raw:
         try:
@@ -251,13 +251,13 @@ def test_client_that_expects_100_continue_gets_it(pool: Pool) -> None:
         assert third.status == 200
 
 
-def test_a_client_of_http_1_0_is_answered_and_the_connection_ends(pool: Pool) -> None:
+def test_client_of_http_1_0_is_answered_and_the_connection_ends(pool: Pool) -> None:
     for sent in ("GET /health HTTP/1.0\r\n\r\n", "GET /health HTTP/1.0\r\nHost: x\r\nExpect: 100-continue\r\n\r\n"):
         (answer,) = ask(pool.base_url, sent)
         assert (answer.status, answer.json) == (200, {"status": "ok"})
 
 
-def test_the_wish_for_another_protocol_is_passed_over_even_with_a_body(pool: Pool) -> None:
+def test_wish_for_another_protocol_is_passed_over_even_with_a_body(pool: Pool) -> None:
     """As the HTTP client of Java sends its first request to a server without TLS."""
     body = "grant_type=password&client_id=a&client_secret=b"
     wish = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\n"
@@ -274,7 +274,7 @@ def test_the_wish_for_another_protocol_is_passed_over_even_with_a_body(pool: Poo
             assert answer.status == 200
 
 
-def test_an_absolute_target_is_read_for_its_path(pool: Pool) -> None:
+def test_absolute_target_is_read_for_its_path(pool: Pool) -> None:
     with connected(pool.base_url) as raw:
         for path in ("/health", ""):
             raw.send(f"GET http://pool.example{path} HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -307,7 +307,7 @@ def test_invalid_input_after_valid_requests_is_answered_after_them(pool: Pool) -
     assert answers[-1].refused(400)
 
 
-def test_nothing_behind_a_request_that_ends_the_connection_is_answered(pool: Pool) -> None:
+def test_requests_behind_one_that_ends_the_connection_are_not_answered(pool: Pool) -> None:
     (answer,) = ask(pool.base_url, "GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" + NEXT)
     assert answer.status == 200
 

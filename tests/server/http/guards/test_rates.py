@@ -46,7 +46,7 @@ class Clock:
 # --- The arithmetic --------------------------------------------------------------------------------------------------
 
 
-def test_a_burst_is_let_through_and_then_one_at_a_time() -> None:
+def test_burst_is_let_through_and_then_one_at_a_time() -> None:
     clock = Clock()
     bucket, rate = SharedTokenBucket.private(clock), Rate(SECOND // 10, 5)
     assert [bucket.acquire(b"a", rate) for _ in range(6)] == [0, 0, 0, 0, 0, 0.1]
@@ -82,7 +82,7 @@ def test_never_more_than_the_burst_and_the_rate(per_second: int, burst: int, pau
             clock.now = before
 
 
-def test_what_has_happened_is_charged_and_paid_for_but_no_more_than_a_second_burst() -> None:
+def test_debit_is_unconditional_but_at_most_a_second_burst() -> None:
     clock = Clock()
     bucket, rate = SharedTokenBucket.private(clock), Rate(SECOND, 10)
     for _ in range(9):
@@ -95,7 +95,7 @@ def test_what_has_happened_is_charged_and_paid_for_but_no_more_than_a_second_bur
     assert bucket.peek(b"a", rate) == 11
 
 
-def test_a_full_table_forgets_and_never_refuses_the_wrong_one() -> None:
+def test_full_table_forgets_and_never_refuses_the_wrong_one() -> None:
     clock = Clock()
     bucket, rate = SharedTokenBucket.private(clock), Rate(SECOND, 2)
     for number in range(200_000):
@@ -137,7 +137,7 @@ def test_processes_count_in_one_table(tmp_path: Path) -> None:
     assert passed[-1] <= 1600, passed
 
 
-def test_a_table_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_table_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError):
         SharedTokenBucket.shared(tmp_path / "none")
     (tmp_path / "short").write_bytes(b"x")
@@ -148,7 +148,7 @@ def test_a_table_that_cannot_be_used_is_told(tmp_path: Path) -> None:
             SharedTokenBucket.prepare(tmp_path / name)
 
 
-def test_a_table_is_kept_unless_it_is_from_before_the_machine_started(tmp_path: Path) -> None:
+def test_table_is_kept_unless_it_is_from_before_the_machine_started(tmp_path: Path) -> None:
     file, rate = tmp_path / "limits", Rate(3600 * SECOND, 1)
     SharedTokenBucket.prepare(file)
     assert SharedTokenBucket.shared(file).acquire(b"a", rate) == 0
@@ -185,20 +185,20 @@ PROXIES = TrustedProxies(("127.0.0.0/8", "10.0.0.0/8", "2001:db8:1::/48"))
         (None, "203.0.113.7", None, False),
     ],
 )
-def test_the_client_is_the_last_hop_that_a_trusted_proxy_vouches_for(
+def test_client_is_the_last_hop_that_a_trusted_proxy_vouches_for(
     peer: str | None, forwarded: str, address: str | None, counted: bool
 ) -> None:
     client = PROXIES.resolve(peer, forwarded)
     assert (client.address, client.rate_limit_key is not None) == (address, counted)
 
 
-def test_an_ipv6_client_is_counted_by_its_network() -> None:
+def test_ipv6_client_is_counted_by_its_network() -> None:
     one, other = (PROXIES.resolve(f"2001:db8:7::{host}", "") for host in ("1", "ffff:1"))
     elsewhere = PROXIES.resolve("2001:db8:7:1::1", "")
     assert one.rate_limit_key == other.rate_limit_key != elsewhere.rate_limit_key
 
 
-def test_only_so_many_secrets_wait_to_be_checked() -> None:
+def test_secrets_that_wait_to_be_checked_are_limited() -> None:
     limits, client = RateLimits(None), RemoteAddress("203.0.113.7", b"1")
     waiting = [limits.login_attempt(client, f"party-{number}", "secret") for number in range(40)]
     with pytest.raises(Unavailable):  # noqa: PT012
@@ -211,7 +211,7 @@ def test_only_so_many_secrets_wait_to_be_checked() -> None:
         pass
 
 
-def test_only_a_wrong_secret_counts_as_one() -> None:
+def test_login_failures_are_wrong_secrets_alone() -> None:
     limits, client = RateLimits(Settings(login_failures_per_minute=2)), RemoteAddress("203.0.113.7", b"1")
     for error in (NotAuthenticated("no"), Unavailable("not now"), ValueError(), NotAuthenticated("no")):
         with pytest.raises(type(error)), limits.login_attempt(client, "party", "secret"):
@@ -248,7 +248,7 @@ def statuses(pool: Pool, count: int, headers: dict[str, str], path: str = "/heal
     return [pool.http.get(path, headers=headers).status_code for _ in range(count)]
 
 
-def test_an_address_asks_so_often_and_is_told_when_to_come_again(small: Pool) -> None:
+def test_address_asks_so_often_and_is_told_when_to_come_again(small: Pool) -> None:
     one, other = next(ADDRESSES), next(ADDRESSES)
     seen = statuses(small, 40, of(one))
     assert seen == [200] * 40
@@ -265,7 +265,7 @@ def test_an_address_asks_so_often_and_is_told_when_to_come_again(small: Pool) ->
         time.sleep(0.1)
 
 
-def test_a_party_asks_so_often_wherever_it_is(small: Pool) -> None:
+def test_party_asks_so_often_wherever_it_is(small: Pool) -> None:
     token = f"Bearer {small.token('oem')}"
     path = f"{BASE}/contractData/pcid/WEX0LIMITS0000000"
     seen = []
@@ -300,7 +300,7 @@ def log_in(pool: Pool, address: str, client_id: str, secret: str) -> httpx.Respo
     return pool.http.post("/oauth/token", data=form, headers=of(address))
 
 
-def test_an_attacker_can_neither_guess_a_secret_nor_lock_its_party_out(small: Pool) -> None:
+def test_attacker_can_neither_guess_a_secret_nor_lock_its_party_out(small: Pool) -> None:
     attacker, honest = next(ADDRESSES), next(ADDRESSES)
     secret = small.world.member("cps").secret
     seen = [log_in(small, attacker, "cps", f"guess {number}").status_code for number in range(9)]
@@ -361,7 +361,7 @@ def test_untrusted_proxy_is_ignored_and_logged_once(pkis: dict[str, PKI], monkey
     assert (call.method_name, call.kwargs) == ("warning", {"peer": "127.0.0.1"})
 
 
-def test_a_refusal_says_in_the_audit_trail_where_it_came_from(small: Pool) -> None:
+def test_refusal_says_in_the_audit_trail_where_it_came_from(small: Pool) -> None:
     address = next(ADDRESSES)
     assert small.http.get(f"{BASE}/contractData/emaid/DEEXALIMITS002", headers=of(address)).status_code == 401
     deadline = time.monotonic() + 10
@@ -400,7 +400,7 @@ def test_workers_count_together_and_leave_nothing_behind(tmp_path: Path) -> None
     assert not any((tmp_path / "tmp").glob("opnc-ccp-*"))
 
 
-def test_a_temporary_directory_is_not_needed_for_one_worker(tmp_path: Path) -> None:
+def test_temporary_directory_is_not_needed_for_one_worker(tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     port = free_port()

@@ -111,7 +111,7 @@ def test_silent_connection_is_closed_without_response(strict: Pool) -> None:
             assert raw.answer() is None
 
 
-def test_an_idle_connection_is_closed_and_empty_lines_do_not_keep_it(
+def test_idle_connection_is_closed_and_empty_lines_do_not_keep_it(
     strict: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deadlines, "IDLE_TIMEOUT", 2.0)
@@ -123,7 +123,7 @@ def test_an_idle_connection_is_closed_and_empty_lines_do_not_keep_it(
         end()
 
 
-def test_a_connection_is_kept_longer_than_a_head_may_take(strict: Pool) -> None:
+def test_connection_is_kept_longer_than_a_head_may_take(strict: Pool) -> None:
     with connected(strict.base_url) as raw:
         for _ in range(2):
             raw.send(HEALTH)
@@ -271,7 +271,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[CapturedCall]:
     return logger.calls
 
 
-def test_a_fault_of_the_connections_own_code_is_500_and_is_in_the_log(
+def test_fault_of_the_connections_own_code_is_500_and_is_in_the_log(
     pool: Pool, log: list[CapturedCall], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: object, version: str) -> None:

@@ -62,7 +62,7 @@ def test_tls_1_3_is_what_is_agreed_on_and_1_2_what_is_possible(secure: Pool, fil
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_an_older_version_or_a_weaker_cipher_is_not_agreed_on(secure: Pool, files: tuple[Path, Path]) -> None:
+def test_older_version_or_a_weaker_cipher_is_not_agreed_on(secure: Pool, files: tuple[Path, Path]) -> None:
     old = trusting(files)
     old.set_ciphers("ALL:@SECLEVEL=0")
     old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
@@ -84,7 +84,7 @@ def test_answers_over_tls_say_that_there_is_nothing_but_tls(secure: Pool, files:
     assert answer.headers["strict-transport-security"] == "max-age=31536000"
 
 
-def test_a_refusal_over_tls_arrives_and_the_connection_ends(secure: Pool, files: tuple[Path, Path]) -> None:
+def test_refusal_over_tls_arrives_and_the_connection_ends(secure: Pool, files: tuple[Path, Path]) -> None:
     with handshake(secure, trusting(files)) as connection:
         raw = Raw(connection)
         raw.send("GET / HTTP/1.1\r\n\r\n")
@@ -92,7 +92,7 @@ def test_a_refusal_over_tls_arrives_and_the_connection_ends(secure: Pool, files:
     assert answer.refused(400) == "The request needs the header Host, once."
 
 
-def test_a_client_that_does_not_say_hello_is_let_go(
+def test_client_that_does_not_say_hello_is_let_go(
     pkis: dict[str, PKI], files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tls, "HANDSHAKE_TIMEOUT", 1.0)
@@ -133,7 +133,7 @@ def _write(folder: Path, name: str, issued: tuple[x509.Certificate, Any]) -> tup
     return certificate, key
 
 
-def test_the_clients_certificate_stands_in_the_scope(
+def test_clients_certificate_stands_in_the_scope(
     pkis: dict[str, PKI], files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ca = _issued("example CA")
@@ -170,7 +170,7 @@ def test_the_clients_certificate_stands_in_the_scope(
     assert hashlib.sha256(scope[client_certificate.SCOPE_KEY]).digest() == partner[0].fingerprint(hashes.SHA256())
 
 
-def test_without_tls_no_certificate_stands_in_the_scope(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scope_without_tls_has_no_certificate(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     scopes = []
     accept = protocol.Connection._accept
 
@@ -183,7 +183,7 @@ def test_without_tls_no_certificate_stands_in_the_scope(pool: Pool, monkeypatch:
     assert scopes[0][client_certificate.SCOPE_KEY] is None  # type: ignore[typeddict-item]
 
 
-def test_what_uvicorn_is_told_can_be_handed_to_new_processes(files: tuple[Path, Path]) -> None:
+def test_uvicorn_options_can_be_handed_to_new_processes(files: tuple[Path, Path]) -> None:
     import pickle
 
     config = Settings(tls_cert=files[0], tls_key=files[1])

@@ -259,7 +259,7 @@ def test_cars_with_one_contract_and_iso2_cars_need_no_memory(pkis: dict[str, PKI
         assert len(pool.ask(car)) == 2
 
 
-def test_what_is_remembered_expires(pool: Pool) -> None:
+def test_repetition_memory_expires(pool: Pool) -> None:
     car, emaids = with_contracts(pool, 3)
     body = payload(car)
     assert installed(ask(pool, body, "2.1"), car) == emaids[0]

@@ -26,7 +26,7 @@ def back_end(kind: type[First] | type[Last], pool: Pool, party: str = "cpo") -> 
 
 
 @pytest.mark.parametrize("kind", BACK_ENDS)
-def test_a_car_gets_its_contract_through_either(pool: Pool, kind: type[First] | type[Last]) -> None:
+def test_car_gets_its_contract_through_either(pool: Pool, kind: type[First] | type[Last]) -> None:
     car = pool.car()
     contract = pool.publish(car)
     csms = back_end(kind, pool)
@@ -37,7 +37,7 @@ def test_a_car_gets_its_contract_through_either(pool: Pool, kind: type[First] | 
     assert len(csms.sent) == 3
 
 
-def test_a_car_of_the_newer_edition_gets_its_contract_too(pool: Pool) -> None:
+def test_car_of_the_newer_edition_gets_its_contract_too(pool: Pool) -> None:
     car = pool.car("iso20")
     contract = pool.publish(car)
     csms = Last(pool.base_url, "cpo", pool.world.member("cpo").secret)
@@ -46,7 +46,7 @@ def test_a_car_of_the_newer_edition_gets_its_contract_too(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("kind", BACK_ENDS)
-def test_a_car_without_a_contract_is_told_so_by_the_message(pool: Pool, kind: type[First] | type[Last]) -> None:
+def test_car_without_a_contract_is_told_so_by_the_message(pool: Pool, kind: type[First] | type[Last]) -> None:
     car = pool.car()
     message = back_end(kind, pool).ask(b64(car.request(SESSION, AT)))
     response = read({"certificateInstallationRes": message}, ISO2)
@@ -55,7 +55,7 @@ def test_a_car_without_a_contract_is_told_so_by_the_message(pool: Pool, kind: ty
 
 
 @pytest.mark.parametrize("kind", BACK_ENDS)
-def test_a_token_that_is_not_good_any_more_is_replaced(pool: Pool, kind: type[First] | type[Last]) -> None:
+def test_token_that_is_not_good_any_more_is_replaced(pool: Pool, kind: type[First] | type[Last]) -> None:
     car = pool.car()
     pool.publish(car)
     csms = back_end(kind, pool)
@@ -84,7 +84,7 @@ def test_either_gets_roots_that_it_can_read(pool: Pool, kind: type[First] | type
     assert pool.pki("stranger").v2g_root.certificate.fingerprint not in {c.fingerprint for c in certificates}
 
 
-def test_a_historical_reader_of_a_single_object_finds_nothing_and_nothing_wrong(pool: Pool) -> None:
+def test_historical_reader_of_a_single_object_finds_nothing_and_nothing_wrong(pool: Pool) -> None:
     """It looks for one object where the others have a list. No answer can serve both; it fails and hands on nothing."""
     car = pool.car()
     pool.publish(car)
@@ -95,7 +95,7 @@ def test_a_historical_reader_of_a_single_object_finds_nothing_and_nothing_wrong(
         answer["CCPResponse"]["emaidContent"]["messageDef"]["certificateInstallationRes"]
 
 
-def test_a_token_as_api_key_is_tolerated_but_does_not_stand_for_one(pool: Pool) -> None:
+def test_token_as_api_key_is_tolerated_but_does_not_stand_for_one(pool: Pool) -> None:
     body = json.dumps(post_body(pool.car().request(SESSION, AT), ISO2))
     token = pool.token("cpo")
 
@@ -146,7 +146,7 @@ def strict(pkis: dict[str, PKI]) -> Iterator[Pool]:
         yield running
 
 
-def test_a_refusal_may_be_an_error_instead(strict: Pool) -> None:
+def test_refusal_may_be_an_error_instead(strict: Pool) -> None:
     car = strict.car()
     headers = {"Authorization": f"Bearer {strict.token('cpo')}"}
     body = post_body(car.request(SESSION, AT), ISO2)
@@ -161,7 +161,7 @@ def test_a_refusal_may_be_an_error_instead(strict: Pool) -> None:
         first.ask(b64(car.request(SESSION, AT)))
 
 
-def test_a_party_that_is_disabled_is_refused(strict: Pool) -> None:
+def test_party_that_is_disabled_is_refused(strict: Pool) -> None:
     car = strict.car()
     last = Last(strict.base_url, "other_oem", strict.world.member("other_oem").secret)
     with pytest.raises(Refused, match="403"):
@@ -176,7 +176,7 @@ def test_a_party_that_is_disabled_is_refused(strict: Pool) -> None:
         last.roots()
 
 
-def test_the_dialect_can_be_left_out(pkis: dict[str, PKI]) -> None:
+def test_dialect_can_be_left_out(pkis: dict[str, PKI]) -> None:
     with start(pkis, opcp=False) as pool:
         car = pool.car()
         pool.publish(car)

@@ -59,7 +59,7 @@ def state(pool: Pool, contract: Contract) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_both_dialects_give_a_car_the_same_bytes(pool: Pool, edition: str) -> None:
+def test_dialects_give_a_car_the_same_bytes(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     contract = pool.publish(car, body={"metaData": "about it"})
     for _ in range(5):  # In -20 the time of the answer is in it, so both have to fall into one second.
@@ -81,7 +81,7 @@ def published(pool: Pool, car: Car) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_both_dialects_refuse_a_car_with_the_same_bytes(pool: Pool, edition: str) -> None:
+def test_dialects_refuse_a_car_with_the_same_bytes(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     for _ in range(5):
         (there,) = published(pool, car)
@@ -92,7 +92,7 @@ def test_both_dialects_refuse_a_car_with_the_same_bytes(pool: Pool, edition: str
     assert (here["emaid"], here["metaData"]) == ("ZZZZZ000000000", "No contract is stored for the vehicle.")
 
 
-def test_a_car_that_takes_several_contracts_gets_one_and_is_told_that_none_is_left(pool: Pool) -> None:
+def test_car_that_takes_several_contracts_gets_one_and_is_told_that_none_is_left(pool: Pool) -> None:
     car = pool.car("iso20")
     first, second = pool.publish(car), pool.publish(car)
     assert len(pool.ask(car)) == 2
@@ -107,7 +107,7 @@ def test_a_car_that_takes_several_contracts_gets_one_and_is_told_that_none_is_le
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_an_oem_pulls_the_same_bytes(pool: Pool, edition: str) -> None:
+def test_oem_pulls_the_same_bytes(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     contract = pool.publish(car)
     query = {"xsdMsgDefNamespace": str(car.namespace)}
@@ -165,7 +165,7 @@ def test_withdrawing_leaves_nothing(pool: Pool) -> None:
     assert sentences(call(pool, "emsp", "DELETE", path), 404) == ["The contract for the given EMAID not found."]
 
 
-def test_a_dry_run_stores_nothing_here_either(pool: Pool) -> None:
+def test_dry_run_stores_nothing_here_either(pool: Pool) -> None:
     contract = pool.contract(pool.car())
     answer = call(pool, "cps", "PUT", "/ccp/signedContractData", json=contract.body, params={"dryRun": "true"})
     assert answer.json()["passed"] is True
@@ -220,7 +220,7 @@ def test_opcp_list_gives_variants_of_a_contract_one_priority_and_filters_by_root
     assert sentences(call(pool, "oem", "GET", path, params=query), 404)
 
 
-def test_an_emsp_looks_up_its_own_contract(pool: Pool) -> None:
+def test_emsp_looks_up_its_own_contract(pool: Pool) -> None:
     car = pool.car()
     contract, other = pool.publish(car), pool.publish(car)
 
@@ -259,7 +259,7 @@ def test_fixed_parts_of_paths_are_matched_in_any_case_and_ids_too(pool: Pool) ->
     sentences(call(pool, "oem", "GET", f"/ccp/contractData/pcid/{car.pcid}"), 404)
 
 
-def test_the_ids_of_the_default_are_in_the_other_order(pool: Pool) -> None:
+def test_ids_of_the_default_are_in_the_other_order(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     swapped = call(pool, "oem", "POST", f"/ccp/signedContractData/{contract.emaid}/{car.pcid}/default")
@@ -403,7 +403,7 @@ def test_broadcast_forbids_here_what_it_allows_in_the_published_dialect(recordin
 # --- Description -----------------------------------------------------------------------------------------------------
 
 
-def test_the_dialect_is_described_under_a_tag_of_its_own(pool: Pool) -> None:
+def test_dialect_is_described_under_a_tag_of_its_own(pool: Pool) -> None:
     paths = pool.http.get("/openapi.json").json()["paths"]
     described = {
         (method, path): operation

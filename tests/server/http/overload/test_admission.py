@@ -100,7 +100,7 @@ def looped(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
 
 
 @looped
-async def test_a_few_requests_start_at_once() -> None:
+async def test_few_requests_start_at_once() -> None:
     crowd = Crowd()
     crowd.offer("one", count=MAX_STARTS)
     assert len(crowd.started) == MAX_STARTS
@@ -126,7 +126,7 @@ async def test_admission_limits_the_starts_of_one_iteration() -> None:
 
 
 @looped
-async def test_a_burst_is_served_whole() -> None:
+async def test_burst_is_served_whole() -> None:
     crowd = Crowd()
     crowd.offer("one", count=20 * MAX_STARTS)
     while crowd.admission.waiting:
@@ -136,7 +136,7 @@ async def test_a_burst_is_served_whole() -> None:
 
 
 @looped
-async def test_a_queue_that_lasts_keeps_its_newest_requests_alone() -> None:
+async def test_queue_that_lasts_keeps_its_newest_requests_alone() -> None:
     crowd = Crowd()
     first = crowd.offer("one", count=400)
     for _ in range(100):
@@ -152,7 +152,7 @@ async def test_a_queue_that_lasts_keeps_its_newest_requests_alone() -> None:
 
 
 @looped
-async def test_under_overload_refusals_are_at_once_and_work_goes_on() -> None:
+async def test_admission_under_overload_refuses_at_once_and_work_goes_on() -> None:
     crowd = Crowd()
     await crowd.overload()
     crowd.started.clear()
@@ -177,7 +177,7 @@ async def test_admission_ignores_time_in_which_the_loop_was_blocked() -> None:
 
 
 @looped
-async def test_the_next_wave_of_an_overload_is_not_taken_in_whole() -> None:
+async def test_next_wave_of_an_overload_is_not_taken_in_whole() -> None:
     crowd = Crowd()
     await crowd.overload()
     while crowd.admission.waiting:
@@ -209,7 +209,7 @@ async def test_overload_ends_a_second_after_the_last_refusal() -> None:
 
 
 @looped
-async def test_a_queue_no_longer_than_the_short_one_is_no_overload() -> None:
+async def test_queue_no_longer_than_the_short_one_is_no_overload() -> None:
     crowd = Crowd()
     clients = MAX_STARTS + crowd.admission.vehicles.short_queue
     for _ in range(400):  # Each client asks again when it has its answer.
@@ -220,7 +220,7 @@ async def test_a_queue_no_longer_than_the_short_one_is_no_overload() -> None:
 
 
 @looped
-async def test_a_request_that_waited_too_long_is_not_started() -> None:
+async def test_request_that_waited_too_long_is_not_started() -> None:
     crowd = Crowd()
     (old, *_) = crowd.offer("one", count=4 * MAX_STARTS)[MAX_STARTS:]
     await crowd.turn(seconds=1.1)
@@ -229,7 +229,7 @@ async def test_a_request_that_waited_too_long_is_not_started() -> None:
 
 
 @looped
-async def test_what_waits_for_others_to_end_is_refused_in_time() -> None:
+async def test_admission_refuses_in_time_what_waits_for_others_to_end() -> None:
     crowd = Crowd()
     crowd.admission.vehicles.max_in_flight = 0  # type: ignore[misc]
     waiting = crowd.offer("one", count=5)
@@ -240,7 +240,7 @@ async def test_what_waits_for_others_to_end_is_refused_in_time() -> None:
 
 
 @looped
-async def test_a_slot_that_becomes_free_is_used_at_once() -> None:
+async def test_slot_that_becomes_free_is_used_at_once() -> None:
     crowd = Crowd()
     crowd.admission.vehicles.max_in_flight = 1  # type: ignore[misc]
     first, second = crowd.offer("one", count=2)
@@ -293,7 +293,7 @@ async def test_tokens_that_were_never_verified_do_not_displace_those_that_were()
 
 
 @looped
-async def test_a_token_that_proves_invalid_loses_its_partys_share() -> None:
+async def test_token_that_proves_invalid_loses_its_partys_share() -> None:
     crowd = Crowd()
     await crowd.overload("one")
     crowd.offer("one", count=20)
@@ -334,7 +334,7 @@ def test_probes_never_wait(path: str) -> None:
 
 
 @looped
-async def test_a_flood_of_probes_takes_a_share_and_a_load_balancers_probe_is_answered() -> None:
+async def test_flood_of_probes_takes_a_share_and_a_load_balancers_probe_is_answered() -> None:
     crowd = Crowd()
     for _ in range(100):
         crowd.offer("", ("GET", "/health/ready"), count=100, address="203.0.113.1")
@@ -350,14 +350,14 @@ async def test_a_flood_of_probes_takes_a_share_and_a_load_balancers_probe_is_ans
 
 
 @pytest.mark.parametrize("header", [b"Bearer  token", b"Bearer token ", b"Bearer \ttoken", b"Bearer " + b"t" * 5000])
-def test_a_header_that_is_written_in_an_unusual_way_is_not_remembered(header: bytes) -> None:
+def test_header_that_is_written_in_an_unusual_way_is_not_remembered(header: bytes) -> None:
     admission = Admission()
     admission.identified(header, "one")
     assert not admission._parties
 
 
 @looped
-async def test_a_request_whose_client_has_gone_is_never_started() -> None:
+async def test_request_whose_client_has_gone_is_never_started() -> None:
     crowd = Crowd()
     gone = crowd.offer("one", count=3 * MAX_STARTS)[-1]
     crowd.admission.disconnected(gone)
@@ -393,7 +393,7 @@ async def test_callers_and_tokens_that_come_once_leave_nothing_that_grows() -> N
     ],
     ids=["few_busy_connections", "few_connections", "many_connections", "mostly_idle_connections"],
 )
-def test_the_busier_each_connection_is_the_fewer_requests_an_iteration_starts(
+def test_busier_each_connection_is_the_fewer_requests_an_iteration_starts(
     connections: int, requests: int, starts: int, in_progress: int, queued: int
 ) -> None:
     async def ask() -> None:
@@ -438,7 +438,7 @@ async def test_admission_starts_more_while_requests_wait_for_other_services() ->
 
 
 @looped
-async def test_a_busy_loop_has_no_more_under_way_than_it_needs() -> None:
+async def test_busy_loop_has_no_more_under_way_than_it_needs() -> None:
     crowd = Crowd()
     for _ in range(50):
         crowd.offer("one", count=20)

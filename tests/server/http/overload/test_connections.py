@@ -45,7 +45,7 @@ def full(seconds: float) -> tuple[ConnectionRegistry, list[Idle]]:
     return connections, found
 
 
-def test_a_connection_used_lately_does_not_give_way_under_overload() -> None:
+def test_connection_used_lately_does_not_give_way_under_overload() -> None:
     connections, found = full(seconds=1.0)
     connections.admission.overloaded = True
     for number in range(10):
@@ -58,14 +58,14 @@ def test_a_connection_used_lately_does_not_give_way_under_overload() -> None:
     assert sum(each.closed for each in found) == 1
 
 
-def test_a_connection_idle_for_long_gives_way_under_overload_too() -> None:
+def test_connection_idle_for_long_gives_way_under_overload_too() -> None:
     connections, found = full(seconds=5.0)
     connections.admission.overloaded = True
     assert connections.register(Idle(0), "198.51.100.1") is None
     assert sum(each.closed for each in found) == 1
 
 
-def test_a_loop_that_was_stuck_accepts_many_connections_in_a_turn() -> None:
+def test_loop_that_was_stuck_accepts_many_connections_in_a_turn() -> None:
     accepted = 0
 
     class Counting(asyncio.Protocol):
@@ -93,7 +93,7 @@ def test_a_loop_that_was_stuck_accepts_many_connections_in_a_turn() -> None:
         runner.run(run())
 
 
-def test_a_closed_server_accepts_no_more() -> None:
+def test_closed_server_accepts_no_more() -> None:
     async def run() -> None:
         server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
         address = server.sockets[0].getsockname()

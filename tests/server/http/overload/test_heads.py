@@ -10,7 +10,7 @@ from ccp.server.http.overload import VEHICLE_REQUEST, read_head
 PLAIN = b"Host: pool.example\r\nAuthorization: Bearer abc.def\r\nContent-Length: 12\r\n"
 
 
-def test_a_plain_head_tells_its_length_and_whose_it_is() -> None:
+def test_plain_head_tells_its_length_and_whose_it_is() -> None:
     head = VEHICLE_REQUEST + PLAIN + b"\r\n"
     found = read_head(head)
     assert found is not None
@@ -50,12 +50,12 @@ def test_usual_headers_do_not_matter(extra: bytes) -> None:
         b"Host: x\r\nContent-Length: 99999999999999999999\r\n",
     ],
 )
-def test_what_two_readers_could_understand_differently_is_left_to_the_parser(fields: bytes) -> None:
+def test_head_that_two_readers_understand_differently_is_left_to_the_parser(fields: bytes) -> None:
     assert read_head(VEHICLE_REQUEST + fields + b"\r\n") is None
 
 
 @pytest.mark.parametrize("place", range(len(PLAIN)))
-def test_a_head_with_any_byte_changed_is_read_as_the_parser_reads_it(place: int) -> None:
+def test_head_with_any_byte_changed_is_read_as_the_parser_reads_it(place: int) -> None:
     for byte in b"\x00\t\n\r :,;ACchost0123456789-\x7f\xff":
         fields = PLAIN[:place] + bytes([byte]) + PLAIN[place + 1 :]
         head = VEHICLE_REQUEST + fields + b"\r\n"

@@ -144,7 +144,7 @@ def overloaded(gate: Closable, raws: list[Raw], vehicle_post: bytes) -> None:
     assert gate.admission.overloaded
 
 
-def test_what_finds_no_room_gets_503_at_once_and_the_connection_goes_on(
+def test_request_without_room_gets_503_at_once_and_the_connection_goes_on(
     pool: Pool, gate: Closable, vehicle_post: bytes
 ) -> None:
     with clients(pool, 40) as raws, clients(pool, 1) as (late,):
@@ -159,7 +159,7 @@ def test_what_finds_no_room_gets_503_at_once_and_the_connection_goes_on(
             assert not is_shed(answer(raw)), "the overload is over"
 
 
-def test_everything_is_answered_when_the_worker_comes_to_it_in_time(
+def test_requests_are_all_answered_if_the_worker_comes_to_them_in_time(
     pool: Pool, gate: Closable, vehicle_post: bytes
 ) -> None:
     with clients(pool, 10) as raws:
@@ -170,7 +170,7 @@ def test_everything_is_answered_when_the_worker_comes_to_it_in_time(
         assert [is_shed(answer(raw)) for raw in raws] == [False] * 10
 
 
-def test_the_wait_for_a_turn_counts_towards_the_time_of_a_vehicle(
+def test_wait_for_a_turn_counts_towards_the_time_of_a_vehicle(
     pool: Pool, gate: Closable, vehicle_post: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate.admission.vehicles, "max_age", 30.0)
@@ -241,7 +241,7 @@ def head_only(raw: Raw) -> bytes:
     return head
 
 
-def test_the_body_of_a_shed_request_is_read_and_dropped(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
+def test_body_of_a_shed_request_is_read_and_dropped(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
     head, _, body = vehicle_post.partition(b"\r\n\r\n")
     with clients(pool, 40) as raws, clients(pool, 1) as (slow,):
         with gate.closed("vehicle"):
@@ -255,7 +255,7 @@ def test_the_body_of_a_shed_request_is_read_and_dropped(pool: Pool, gate: Closab
         assert not is_shed(answer(slow))
 
 
-def test_a_body_that_comes_late_waits_for_its_turn_too(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
+def test_body_that_comes_late_waits_for_its_turn_too(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
     head, _, body = vehicle_post.partition(b"\r\n\r\n")
     with clients(pool, 1) as (slow,):
         slow.send(head + b"\r\n\r\n" + body[:100])
@@ -287,7 +287,7 @@ def test_shed_answers_a_client_that_expects_100_continue(pool: Pool, gate: Closa
         assert raw.answer() is None
 
 
-def test_a_client_that_wants_its_connection_closed_gets_that(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
+def test_client_that_wants_its_connection_closed_gets_that(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
     closing = vehicle_post.replace(b"Content-Type", b"Connection: close\r\nContent-Type", 1)
     with clients(pool, 40) as raws, clients(pool, 1) as (raw,), gate.closed("vehicle"):
         overloaded(gate, raws, vehicle_post)
@@ -305,7 +305,7 @@ def test_requests_sent_ahead_are_answered_in_their_order(pool: Pool, gate: Closa
         assert [answer(raw).status for _ in range(3)] == [503, 200, 503]
 
 
-def test_a_client_that_gave_up_costs_no_work(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
+def test_client_that_gave_up_costs_no_work(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
     before = requests_answered(pool)
     with gate.closed("vehicle"):
         with clients(pool, 10) as raws:
@@ -350,7 +350,7 @@ def test_overload_is_logged_once_and_counted_by_reason(
     assert requests_answered(pool) == before, "none of them reached the application"
 
 
-def test_a_client_that_does_not_read_its_refusals_is_not_read_from_either(
+def test_client_that_does_not_read_its_refusals_is_not_read_from_either(
     pool: Pool, gate: Closable, vehicle_post: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else they would gather in memory, as refusals wait for nothing: tens of megabytes a second."""
@@ -381,7 +381,7 @@ def test_many_requests_in_one_piece_are_not_all_refused_in_one_turn(
         assert set(statuses) <= {400, 503}
 
 
-def test_a_body_that_is_too_large_waits_for_its_turn_as_every_request_does(pool: Pool, gate: Closable) -> None:
+def test_body_that_is_too_large_waits_for_its_turn_as_every_request_does(pool: Pool, gate: Closable) -> None:
     request = f"POST {BASE}/signedcontractdata HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n"
     with clients(pool, 1) as (raw,):
         with gate.closed("vehicle", "unverified"):
@@ -393,7 +393,7 @@ def test_a_body_that_is_too_large_waits_for_its_turn_as_every_request_does(pool:
         assert answer(raw).status in (401, 413)
 
 
-def test_a_party_that_may_not_ask_for_vehicles_has_no_share_of_their_class(pool: Pool, gate: Closable) -> None:
+def test_party_that_may_not_ask_for_vehicles_has_no_share_of_their_class(pool: Pool, gate: Closable) -> None:
     def known(name: str) -> bool:
         return hash(f"Bearer {pool.token(name)}".encode()) in gate.admission._parties
 
