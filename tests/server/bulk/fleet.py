@@ -86,8 +86,8 @@ class Database:
         )
 
     def events(self) -> list[tuple[Any, ...]]:
-        """Kind, EMAID, vehicle and revision of each event, in the order of writing."""
-        return sql(self.url, "select kind, emaid, pcid, rev from outbox order by rowid")
+        """Kind, EMAID, vehicle and revision of each event of a contract, in the order of writing."""
+        return sql(self.url, "select kind, emaid, pcid, rev from outbox where emaid <> '' order by rowid")
 
     def emaids(self) -> set[str]:
         return {row[0] for row in sql(self.url, "select emaid from contract")}

@@ -153,11 +153,11 @@ def broken_invariants(url: str) -> list[str]:
             ),
             "an event that is not of a revision": (
                 "select o.pcid from outbox o left join vehicle v on v.pcid = o.pcid "
-                "where v.rev is null or o.rev > v.rev"
+                "where o.pcid <> '' and (v.rev is null or o.rev > v.rev)"
             ),
             "an event that is not later than one before it": (
                 "select o.pcid, o.rev from outbox o join outbox e on e.pcid = o.pcid and e.rev < o.rev "
-                "and e.created_at >= o.created_at"
+                "and e.created_at >= o.created_at where o.pcid <> ''"
             ),
             "a delivery that is not of a revision": (
                 "select d.pcid from delivery d left join vehicle v on v.pcid = d.pcid "
