@@ -279,7 +279,7 @@ def test_circuit_stays_closed_while_the_event_loop_is_late(
         for _ in range(5):
             deliver(pool, pool.car())
             pool.oem.get(path, headers=to("peer-0"))
-        assert total(read_metrics(pool.base_url), "ccp_peer_requests_total", outcome="no_answer") == 10
+        assert total(read_metrics(pool.base_url), "ccp_peer_requests_total", outcome="timed_out") == 10
         assert sample(read_metrics(pool.base_url), "ccp_peer_circuit_open", peer="peer-0") == 0
         late[0] = False
         for _ in range(20):
