@@ -39,6 +39,7 @@ def hostile_documents(full: int) -> Iterator[tuple[str, bytes]]:
     yield "white space", filled(head, b" ", b"</v2g:Header>" + tail)
     yield "digits", filled(request.split(b"12345")[0], b"0", b"</ds:X509SerialNumber>")
     yield "more digits", filled(request.split(b"12345")[0], b"1", b"</ds:X509SerialNumber>")
+    yield "digits before a letter", filled(request.split(b"12345")[0], b"0", b"x</ds:X509SerialNumber>")
     yield "spaces in an integer", filled(request.split(b"12345")[0], b" ", b"1</ds:X509SerialNumber>")
     yield "spaces in an Id", filled(request.split(b"ID1")[0], b" x", b'"/>')
     yield "spaces in Base64", filled(request.split(b"Y2Vy")[0], b"A ", b"</body:OEMProvisioningCert>")

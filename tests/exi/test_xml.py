@@ -130,6 +130,14 @@ def test_from_xml_reads_white_space_as_the_types_say() -> None:
     assert refusal(changed(signed, (method[0], filled))).path.endswith("CanonicalizationMethod")
 
 
+@pytest.mark.parametrize(("text", "number"), [("0", 0), ("-0", 0), ("+00", 0), ("-0012", -12), ("0" * 900 + "7", 7)])
+def test_from_xml_reads_integers_as_the_schema_writes_them(text: str, number: int) -> None:
+    message = from_xml(changed(REQUEST_XML, ("12345", text)))
+    assert isinstance(message, iso2.V2G_Message)
+    assert isinstance(message.Body, iso2.CertificateInstallationReq)
+    assert message.Body.ListOfRootCertificateIDs[0].X509SerialNumber == number
+
+
 def test_from_xml_takes_an_absent_session_id_of_iso2_as_one_zero_byte() -> None:
     for text, message in ((REQUEST_XML, REQUEST), (RESPONSE_XML, RESPONSE)):
         document = re.sub("<header:SessionID>.*</header:SessionID>", "", text).encode()
@@ -166,6 +174,20 @@ def test_from_xml_reads_utf8_and_utf16_and_nothing_else() -> None:
         refusal(document)
 
 
+@pytest.mark.parametrize("order", ["le", "be"])
+@pytest.mark.parametrize("half", ["\ud83d", "\ud83dA", "\ud83d<", "\ude00\ud83d", "\ud83d\ud83d\ude00"])
+def test_from_xml_refuses_half_of_a_surrogate_pair(half: str, order: str) -> None:
+    """expat joins it with the next character, whatever that is, so the message would have another text."""
+    mark = codecs.BOM_UTF16_LE if order == "le" else codecs.BOM_UTF16_BE
+    text = REQUEST_XML.partition("?>")[2].replace("CN=root", f"CN={half}root")
+    for start in (b"", mark):
+        error = refusal(start + text.encode(f"utf-16-{order}", "surrogatepass"))
+        assert error.reason.startswith("not UTF-16 at byte ")
+        from_xml(start + text.replace(half, "\U0001f600").encode(f"utf-16-{order}"))
+    for data in (b"\0", b"\0\0", b"<\0", b"\0<", mark, mark + b"<"):
+        refusal(data)
+
+
 @pytest.mark.parametrize(
     ("document", "path", "reason"),
     [
@@ -199,6 +221,9 @@ def test_from_xml_reads_utf8_and_utf16_and_nothing_else() -> None:
         (changed(REQUEST_XML, ("12345<", "１<")), SERIAL, "integer"),
         (changed(REQUEST_XML, ("12345<", "1" * 101 + "<")), SERIAL, "integer"),
         (changed(REQUEST_XML, ("12345<", "1 2<")), SERIAL, "integer"),
+        (changed(REQUEST_XML, ("12345<", "+<")), SERIAL, "integer"),
+        (changed(REQUEST_XML, ("12345<", "+-1<")), SERIAL, "integer"),
+        (changed(REQUEST_XML, ("12345<", "0" * 200 + "1" * 101 + "<")), SERIAL, "integer"),
         (changed(REQUEST_XML, (">CN=root<", f">{'x' * 1025}<")), SERIAL.replace("SerialNumber", "IssuerName"), "1025"),
         (changed(RESPONSE_XML, (">OK<", ">Fine<")), f"{BODY}/ResponseCode", "enumeration"),
         (changed(RESPONSE_XML, (">bGVhZg==<", ">bGVhZg<")), f"{BODY}/SAProvisioningCertificateChain/Certificate",

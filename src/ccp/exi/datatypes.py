@@ -15,7 +15,8 @@ from ccp.exi.bits import CodecError
 from ccp.exi.schema import ATTRIBUTE, ELEMENT, REFUSED, TEXT, Alternative, ElementType, Particle, SimpleType
 
 _DECIMAL = re.compile(r"-?[0-9]{1,100}", re.ASCII)
-_SIGNED_DECIMAL = re.compile(r"([+-]?)0*([0-9]{1,100})", re.ASCII)
+# Possessive, so that it takes linear time: the zeros of a text that does not match are read once.
+_SIGNED_DECIMAL = re.compile(r"([+-]?)(0*+)([0-9]{0,100})", re.ASCII)
 _XML_WHITE_SPACE = " \t\n\r"
 _WITHOUT_WHITE_SPACE = str.maketrans("", "", _XML_WHITE_SPACE)
 _WHITE_SPACE = re.compile("[ \t\n\r]+")
@@ -65,9 +66,10 @@ def _collapsed(value: str) -> str:
 
 def _decimal(value: str) -> int:
     match = _SIGNED_DECIMAL.fullmatch(value.strip(_XML_WHITE_SPACE))
-    if match is None:
+    if match is None or not (match[2] or match[3]):
         raise CodecError("an integer of at most 100 digits expected")
-    return -int(match[2]) if match[1] == "-" else int(match[2])
+    number = int(match[3] or "0")
+    return -number if match[1] == "-" else number
 
 
 def _hex_digits(value: str) -> bytes:

@@ -9,6 +9,7 @@ XML Schema for white space and the attributes of its instance namespace.
 
 from __future__ import annotations
 
+import codecs
 import functools
 import re
 from typing import Any, Final
@@ -53,9 +54,25 @@ def from_xml(data: bytes) -> Message:
         raise TypeError(f"bytes expected, not {type(data).__name__}")
     if len(data) > MAX_XML_BYTES:
         raise EXIError(f"an XML document of {len(data)} bytes where at most {MAX_XML_BYTES} are read")
+    _check_utf16(data)
     message: Message = _Reader().read(data)
     encode(message)
     return message
+
+
+def _check_utf16(data: bytes) -> None:
+    """Refuse UTF-16 with half of a surrogate pair: expat joins it with the next character, which may be markup.
+
+    Raises EXIError.
+    """
+    # A document of UTF-8 has no zero byte in its first characters, and expat takes a zero byte for the mark of UTF-16.
+    if 0 not in data[:4]:
+        return
+    little = data.startswith(codecs.BOM_UTF16_LE) or data[1:2] == b"\0"
+    try:
+        data.decode("utf-16-le" if little else "utf-16-be")
+    except UnicodeDecodeError as exc:
+        raise EXIError(f"not UTF-16 at byte {exc.start + 1}") from None
 
 
 class _Frame:

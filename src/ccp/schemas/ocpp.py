@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from ccp.ids import Namespace
 from ccp.schemas.common import APIModel, Boolean, RoutingHeaders
@@ -58,6 +59,13 @@ def _version(value: object) -> object:
     return value.lower().removeprefix("ocpp") if isinstance(value, str) else value
 
 
+def _integer(value: object) -> object:
+    """Accept a number only: true would count as 1, and the text "2" as 2."""
+    if isinstance(value, bool | str):
+        raise PydanticCustomError("integer", "must be an integer")
+    return value
+
+
 class EVCertificateQuery(BaseModel):
     """The query parameters of Get15118EVCertificate."""
 
@@ -93,7 +101,7 @@ class Get15118EVCertificateRequest(APIModel):
     iso15118SchemaVersion: Annotated[str, Field(max_length=MAX_SCHEMA_VERSION)]
     action: Literal["Install", "Update"]
     exiRequest: str
-    maximumContractCertificateChains: Annotated[int, Field(ge=0)] | None = None
+    maximumContractCertificateChains: Annotated[int, BeforeValidator(_integer), Field(ge=0)] | None = None
     prioritizedEMAIDs: (
         Annotated[list[Annotated[str, Field(max_length=255)]], Field(min_length=1, max_length=MAX_EMAIDS)] | None
     ) = None

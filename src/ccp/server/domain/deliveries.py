@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-from ccp import exi
 from ccp.errors import (
     CCPError,
     ChainError,
@@ -129,8 +128,9 @@ def request_digest(request: InstallationRequest) -> str:
 
     It covers session id, provisioning certificates, roots, MaximumContractCertificateChains and PrioritizedEMAIDs. It
     leaves out TimeStamp and Signature, because some vehicles write the current time or sign again when they repeat.
+    Its input is no EXI: messages are read with longer texts than are written.
     """
     message = request.parsed.message
     assert isinstance(message, iso20.CertificateInstallationReq), "only these vehicles repeat their request"
     unsigned = message._replace(Header=iso20.Header(message.Header.SessionID, 0))
-    return hashlib.sha256(exi.encode(unsigned)).hexdigest()
+    return hashlib.sha256(repr(unsigned).encode()).hexdigest()

@@ -75,3 +75,21 @@ def installed(answer: Mapping[str, Any], car: Car, session_id: bytes = SESSION) 
 def remaining_in(answer: Mapping[str, Any], car: Car) -> int:
     """RemainingContractCertificateChains of a response to an ISO 15118-20 car."""
     return int(message_of(answer, car).parsed.message.RemainingContractCertificateChains)
+
+
+def with_long_emaid(message: bytes) -> bytes:
+    """A car's request whose last value, an EMAID of 255 characters, has one character more.
+
+    No writer makes it. The length of a text is two bytes of seven bits each, the least significant first: of 255
+    characters 81 02, of 256 characters 82 02.
+    """
+    number = int.from_bytes(message)
+    length, text = b"\x81\x02", b"x" * 255
+    for shift in range(8):
+        found = (number >> shift).to_bytes(len(message))
+        place = found.find(length + text)
+        if place >= 0:
+            changed = found[:place] + b"\x82\x02" + b"x" + found[place + 2 :]
+            low = number & (1 << shift) - 1
+            return (int.from_bytes(changed) << shift | low).to_bytes(len(message) + 1)
+    raise AssertionError("no EMAID of 255 characters")

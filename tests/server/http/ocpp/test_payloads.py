@@ -29,6 +29,7 @@ from tests.server.http.ocpp.payloads import (
     payload,
     post,
     remaining_in,
+    with_long_emaid,
 )
 from tests.waiting import wait_until
 from tests.world import AT, SESSION, Pool, b64, expired_car, start
@@ -269,6 +270,18 @@ def test_maximum_counts_where_the_message_has_none(pool: Pool) -> None:
     assert ask(pool, huge, "2.1")["remainingContracts"] == 2
 
 
+def test_prioritized_emaid_longer_than_a_message_allows_costs_the_car_nothing(pool: Pool) -> None:
+    """Messages are read with longer texts than are written."""
+    car = pool.car("iso20")
+    emaids = [pool.publish(car).emaid for _ in range(2)]
+    message = with_long_emaid(car.request(SESSION, AT, prioritized_emaids=("x" * 255,)))
+    answers = [ask(pool, payload(car, message), "2.1") for _ in range(2)]
+    assert [(installed(answer, car), answer["remainingContracts"]) for answer in answers] == [
+        (emaids[0], 1),
+        (emaids[1], 0),
+    ]
+
+
 def test_iso2_car_gets_its_default_whatever_the_station_states(pool: Pool) -> None:
     car = pool.car()
     first, second = pool.publish(car).emaid, pool.publish(car).emaid
@@ -306,6 +319,9 @@ def test_refused_access_is_audited(pool: Pool) -> None:
         ({"exiRequest": 5}, "exiRequest : "),
         ({"iso15118SchemaVersion": "x" * 51}, "iso15118SchemaVersion : "),
         ({"maximumContractCertificateChains": -1}, "maximumContractCertificateChains : "),
+        ({"maximumContractCertificateChains": 1.5}, "maximumContractCertificateChains : "),
+        ({"maximumContractCertificateChains": True}, "maximumContractCertificateChains : "),
+        ({"maximumContractCertificateChains": "2"}, "maximumContractCertificateChains : "),
         ({"maximumContractCertificateChains": "many"}, "maximumContractCertificateChains : "),
         ({"prioritizedEMAIDs": []}, "prioritizedEMAIDs : "),
         ({"prioritizedEMAIDs": ["DEEXAC1234"] * 9}, "prioritizedEMAIDs : "),
