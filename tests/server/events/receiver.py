@@ -58,7 +58,7 @@ class Receiver(Scripted):
         """Let a function choose the status of each response of a path."""
         self.on(path, lambda sent: _reply(status_of(sent)))
 
-    # Other names, until the tests that are being written use the ones of the scripted server.
+    # The names of webhook tests for what the scripted server calls asked and received.
     at = Scripted.asked
 
     @property

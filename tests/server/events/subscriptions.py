@@ -12,7 +12,8 @@ from ccp.schemas import event_types
 from ccp.server.sandbox.local_pool import loopback, running
 from ccp.server.storage.queries import webhooks
 from tests.databases import sql
-from tests.server.events.receiver import Receiver, Sent, until, webhook
+from tests.server.events.receiver import Receiver, Sent, webhook
+from tests.waiting import wait_until
 from tests.world import Pool, parties
 
 SETTINGS: dict[str, Any] = {
@@ -56,14 +57,16 @@ def everything(*besides: str) -> list[str]:
 def settle(pool: Pool) -> None:
     """Wait until every event has been delivered."""
     waiting = "select (select count(*) from outbox), (select count(*) from delivery where state = 'waiting')"
-    until(lambda: sql(pool.settings.database, waiting) == [(0, 0)])
+    wait_until(lambda: sql(pool.settings.database, waiting) == [(0, 0)])
 
 
 def about(pcid: PCID, receiver: Receiver) -> Counter[tuple[str, str]]:
     """Who got which events of a vehicle, how often: path and event."""
-    return Counter((sent.path[1:], sent.kind) for sent in receiver.sent if sent.event["payload"].get("pcid") == pcid)
+    return Counter(
+        (sent.path[1:], sent.kind) for sent in receiver.received if sent.event["payload"].get("pcid") == pcid
+    )
 
 
 def roots(fingerprint: str, receiver: Receiver) -> list[Sent]:
     """The events of a root, in order of arrival."""
-    return [sent for sent in receiver.sent if sent.event["payload"].get("fingerprintSHA256") == fingerprint]
+    return [sent for sent in receiver.received if sent.event["payload"].get("fingerprintSHA256") == fingerprint]

@@ -20,7 +20,7 @@ from ccp.x509.certificates import Certificate
 from ccp.x509.revocation_evidence import Evidence, RevocationStatus
 from tests.attacks.provisioning_events import SECRET, send_event
 from tests.cli.run import ccp_ok
-from tests.server.events.receiver import Receiver, Sent, receiving, until, webhook
+from tests.server.events.receiver import Receiver, Sent, receiving, webhook
 from tests.server.events.subscriptions import (
     REFRESH,
     SETTINGS,
@@ -30,6 +30,7 @@ from tests.server.events.subscriptions import (
     settle,
     subscribed,
 )
+from tests.waiting import wait_until
 from tests.world import AT, ISO2, Contract, Pool, new_emaid, start
 
 CREATED, UPDATED, DELETED = (f"oem.contract.{what}" for what in ("created", "updated", "deleted"))
@@ -80,7 +81,7 @@ def counted(pool: Pool, receiver: Receiver, pcid: PCID) -> dict[tuple[str, str],
 
 
 def until_counted(pool: Pool, receiver: Receiver, pcid: PCID, expected: dict[tuple[str, str], int]) -> None:
-    until(lambda: dict(about(pcid, receiver)) == expected, 20, lambda: dict(about(pcid, receiver)))
+    wait_until(lambda: dict(about(pcid, receiver)) == expected, 20, lambda: dict(about(pcid, receiver)))
     assert counted(pool, receiver, pcid) == expected
 
 
@@ -181,7 +182,7 @@ def test_event_carries_the_name_that_the_subscriber_asked_for(
         assert send_event(pool, name, car.pcid).status_code == 200
         receiver.wait("/emsp", 1)
         settle(pool)
-    assert [each.kind for each in receiver.sent] == [name]
+    assert [each.kind for each in receiver.received] == [name]
 
 
 def test_unknown_provisioning_event_is_refused_and_changes_nothing(pool: Pool, all_subscribed: Receiver) -> None:
@@ -234,7 +235,7 @@ def test_contest_under_concurrent_publications_is_reported_once(
 
 
 def of(car: Car, receiver: Receiver) -> list[Sent]:
-    return [sent for sent in receiver.sent if sent.event["payload"].get("pcid") == car.pcid]
+    return [sent for sent in receiver.received if sent.event["payload"].get("pcid") == car.pcid]
 
 
 def put_concurrently(pool: Pool, other_url: str, contracts: list[Contract]) -> None:
@@ -264,7 +265,7 @@ def test_revoked_contract_is_reported_once_to_its_emsp(pool: Pool, other_url: st
     contract = pool.publish(car)
     settle(pool)
     evidence_of_revocation(pool, contract)
-    until(lambda: bool(reasons(car, all_subscribed)))
+    wait_until(lambda: bool(reasons(car, all_subscribed)))
     for _ in range(3):
         assert pool.post(car).status_code == 200  # The negative message.
     with second_server(pool):  # A restarted worker.
@@ -273,7 +274,7 @@ def test_revoked_contract_is_reported_once_to_its_emsp(pool: Pool, other_url: st
     assert reasons(car, all_subscribed) == [("emsp", "revoked")]
     renewed = pool.publish(car, contract.emaid)  # With another certificate.
     evidence_of_revocation(pool, renewed)
-    until(lambda: len(reasons(car, all_subscribed)) == 2)
+    wait_until(lambda: len(reasons(car, all_subscribed)) == 2)
 
 
 def test_purge_reports_a_revoked_contract_before_it_removes_it(pool: Pool, all_subscribed: Receiver) -> None:
@@ -283,7 +284,7 @@ def test_purge_reports_a_revoked_contract_before_it_removes_it(pool: Pool, all_s
     evidence_of_revocation(pool, contract, "iso20")
     ccp_ok("purge", "--yes", env={"CCP_DATABASE": pool.settings.database})
     settle(pool)
-    until(lambda: ("emsp", DELETED_SENT) in about(car.pcid, all_subscribed))
+    wait_until(lambda: ("emsp", DELETED_SENT) in about(car.pcid, all_subscribed))
     assert reasons(car, all_subscribed) == [("emsp", "revoked")]
     assert about(car.pcid, all_subscribed)["oem", DELETED] == 1
 
@@ -299,14 +300,14 @@ def test_stale_contract_is_reported_once_until_it_is_published_again(
         pool.sql("update contract set provisioning_key = ? where emaid = ?", "0" * 64, str(contract.emaid))
         for _ in range(3):
             assert pool.post(car).status_code == 200
-        until(lambda count=round: len(reasons(car, all_subscribed)) == count)  # type: ignore[misc]
+        wait_until(lambda count=round: len(reasons(car, all_subscribed)) == count)  # type: ignore[misc]
         assert pool.post(car).status_code == 200
         time.sleep(0.5)
         settle(pool)
         assert reasons(car, all_subscribed) == [("emsp", "stale")] * round
         pool.publish(car, contract.emaid)
     pool.ask(car)
-    until(lambda: ("emsp", DELIVERED) in about(car.pcid, all_subscribed))
+    wait_until(lambda: ("emsp", DELIVERED) in about(car.pcid, all_subscribed))
     assert len(reasons(car, all_subscribed)) == 2
 
 
@@ -322,7 +323,7 @@ def ends(pool: Pool, emaid: EMAID, left: timedelta) -> None:
 def notices(emaid: EMAID, receiver: Receiver) -> list[tuple[str, int]]:
     return [
         (sent.path[1:], sent.event["payload"]["noticeDays"])
-        for sent in receiver.sent
+        for sent in receiver.received
         if sent.kind == EXPIRING and sent.event["payload"]["emaid"] == emaid
     ]
 
@@ -332,7 +333,7 @@ def test_expiring_contract_is_reported_once_for_each_notice(pool: Pool, all_subs
     ends(pool, later.emaid, 31 * DAY)
     ends(pool, soon.emaid, 5 * DAY)
     ends(pool, others.emaid, 20 * DAY)
-    until(lambda: len(notices(soon.emaid, all_subscribed) + notices(others.emaid, all_subscribed)) == 2)
+    wait_until(lambda: len(notices(soon.emaid, all_subscribed) + notices(others.emaid, all_subscribed)) == 2)
     with second_server(pool):
         time.sleep(1)
     settle(pool)
@@ -348,7 +349,7 @@ def test_expiring_contract_is_reported_once_for_each_notice(pool: Pool, all_subs
     assert abs(end - datetime.now(UTC) - 5 * DAY) < timedelta(minutes=2)
     assert sent.event["xsdMsgDefNamespace"] == ISO2
     pool.sql("update contract set valid_to = valid_to - 86400 * 14 where emaid = ?", str(others.emaid))
-    until(lambda: len(notices(others.emaid, all_subscribed)) == 2)
+    wait_until(lambda: len(notices(others.emaid, all_subscribed)) == 2)
     assert notices(others.emaid, all_subscribed) == [("other_emsp", 30), ("other_emsp", 7)]
 
 
@@ -425,6 +426,6 @@ def test_event_of_no_subscriber_is_not_kept(pool: Pool, other_url: str, receiver
     assert rows == [(None, None)]
     hook = webhook(receiver.url + "/late", "emsp", EXPIRING)
     pool.change(webhooks.put(hook))
-    until(lambda: len(receiver.at("/late")) >= 1)
+    wait_until(lambda: len(receiver.asked("/late")) >= 1)
     pool.change(webhooks.remove(hook.id))
-    assert contract.emaid in {each.event["payload"]["emaid"] for each in receiver.at("/late")}
+    assert contract.emaid in {each.event["payload"]["emaid"] for each in receiver.asked("/late")}

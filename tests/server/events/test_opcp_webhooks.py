@@ -10,10 +10,11 @@ import pytest
 
 from ccp.testing.pki import PKI
 from tests.server.events import webhook_api
-from tests.server.events.receiver import Receiver, receiving, states, until
+from tests.server.events.receiver import Receiver, receiving, states
 from tests.server.events.verifiers import Verifying, hubject_signature
 from tests.server.events.webhook_api import URL, ok, subscribe, without_secret
 from tests.server.http.api.answers import sentences
+from tests.waiting import wait_until
 from tests.world import Pool, start
 
 BASE = "/v1/webhook/endpoints"
@@ -100,7 +101,7 @@ def test_opcp_webhook_gets_events_with_its_signature(pool: Pool, receiver: Recei
     partner = Verifying(hubject_signature, made["secret"])
     receiver.decides("/opcp", partner)
     pool.publish(pool.car())
-    until(lambda: states(pool.settings.database, made["id"]) == [("delivered", 1, 200)])
+    wait_until(lambda: states(pool.settings.database, made["id"]) == [("delivered", 1, 200)])
     assert ok(call(pool, "oem", "POST", f"/{made['id']}/ping"))["delivered"] is True
     assert [sent.kind for sent in partner.accepted] == ["oem.contract.created", "webhook.ping"]
     (delivery,) = ok(call(pool, "oem", "GET", f"/{made['id']}/deliveries"))["deliveries"]

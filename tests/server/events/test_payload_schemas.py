@@ -18,8 +18,9 @@ from ccp.testing.pki import PKI, build_root
 from tests.attacks.provisioning_events import SECRET, send_event
 from tests.cli.run import ccp_ok
 from tests.published_items import SHARED
-from tests.server.events.receiver import Receiver, receiving, until
+from tests.server.events.receiver import Receiver, receiving
 from tests.server.events.subscriptions import REFRESH, SETTINGS, everything, settle, subscribed
+from tests.waiting import wait_until
 from tests.world import Pool, new_emaid, start
 
 SCHEMAS = {
@@ -41,7 +42,7 @@ def events(pkis: dict[str, PKI], tmp_path_factory: pytest.TempPathFactory) -> It
         with subscribed(pool, receiver, everything()), subscribed(pool, receiver, older, ["other_emsp"]):
             time.sleep(4 * REFRESH)
             cause_all(pool, receiver, tmp_path_factory.mktemp("roots"))
-        yield [sent.event for sent in receiver.sent]
+        yield [sent.event for sent in receiver.received]
 
 
 def cause_all(pool: Pool, receiver: Receiver, folder: Path) -> None:
@@ -54,7 +55,7 @@ def cause_all(pool: Pool, receiver: Receiver, folder: Path) -> None:
         pool.ask(car)
         end = int((datetime.now(UTC) + timedelta(days=20)).timestamp())
         pool.sql("update contract set valid_to = ? where emaid = ?", end, str(contract.emaid))
-        until(lambda: any(sent.kind == EventKind.EXPIRING for sent in receiver.sent))
+        wait_until(lambda: any(sent.kind == EventKind.EXPIRING for sent in receiver.received))
         receiver.says("/oem", 503, 409, 200)
         pool.publish(second)
         settle(pool)
@@ -73,7 +74,7 @@ def cause_all(pool: Pool, receiver: Receiver, folder: Path) -> None:
             ccp_ok("trust", "add", path, "--role", role, env={"CCP_DATABASE": pool.settings.database})
             if name == "Valid":
                 ccp_ok("trust", "remove", root.fingerprint, "--yes", env={"CCP_DATABASE": pool.settings.database})
-    until(lambda: sum(sent.kind == EventKind.ROOT_EXPIRED for sent in receiver.at("/cpo")) == 3)
+    wait_until(lambda: sum(sent.kind == EventKind.ROOT_EXPIRED for sent in receiver.asked("/cpo")) == 3)
     settle(pool)
 
 

@@ -18,10 +18,11 @@ from ccp.server.settings import Settings
 from ccp.server.storage.queries import webhooks
 from ccp.testing.pki import PKI
 from tests.scripted_server import Reply, scripted
-from tests.server.events.receiver import HANG, Receiver, receiving, states, until
+from tests.server.events.receiver import HANG, Receiver, receiving, states
 from tests.server.events.receiver import webhook as made_webhook
 from tests.server.events.webhook_api import call, ok, subscribe
 from tests.server.http.api.answers import sentences
+from tests.waiting import wait_until
 from tests.world import Pool, start
 
 QUICK: dict[str, Any] = {
@@ -60,7 +61,7 @@ def test_ping_sends_a_signed_test_event_now(pool: Pool, receiver: Receiver, stat
         "previousSecret": False,
     }
     assert 0 < shown["durationMs"] < 5000
-    (sent,) = receiver.at(f"/ping/{status}")
+    (sent,) = receiver.asked(f"/ping/{status}")
     assert sent.is_signed(made["secret"])
     assert sent.event == {
         "timestamp": sent.event["timestamp"],
@@ -92,7 +93,7 @@ def test_ping_does_not_follow_redirects(pool: Pool, receiver: Receiver) -> None:
     receiver.says("/moved", 302)
     shown = ping(pool, subscribe(pool, url=receiver.url + "/moved"))
     assert (shown["status"], shown["delivered"]) == (302, False)
-    assert len(receiver.at("/moved")) == 1
+    assert len(receiver.asked("/moved")) == 1
 
 
 def test_ping_ends_after_the_timeout(pkis: dict[str, PKI], receiver: Receiver) -> None:
@@ -112,7 +113,7 @@ def test_ping_tells_nothing_of_private_addresses(receiver: Receiver) -> None:
             pool.change(webhooks.put(hook))
             answers.append(ping(pool, {"id": hook.id}))
     assert {(each["status"], each["error"]) for each in answers} == {(None, "127.0.0.1 cannot be reached.")}
-    assert receiver.at("/private") == []
+    assert receiver.asked("/private") == []
 
 
 def test_ping_is_for_the_owner_only(pool: Pool, receiver: Receiver) -> None:
@@ -120,7 +121,7 @@ def test_ping_is_for_the_owner_only(pool: Pool, receiver: Receiver) -> None:
     for party in ("other_oem", "emsp"):
         refused = call(pool, party, "POST", f"/{made['id']}/ping")
         assert sentences(refused, 404) == ["There is no endpoint with this id."]
-    assert receiver.at("/owner") == []
+    assert receiver.asked("/owner") == []
 
 
 def test_ping_is_limited_per_party_and_minute(receiver: Receiver) -> None:
@@ -133,7 +134,7 @@ def test_ping_is_limited_per_party_and_minute(receiver: Receiver) -> None:
         assert sentences(refused, 429) == ["Too many pings of this party."]
         assert 1 <= int(refused.headers["retry-after"]) <= 20
         ping(pool, others, "emsp")
-    assert len([sent for sent in receiver.sent if sent.path.startswith("/limited/")]) == 4
+    assert len([sent for sent in receiver.received if sent.path.startswith("/limited/")]) == 4
 
 
 def test_ping_limit_is_shared_by_the_workers_of_a_machine(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_ping_of_a_party_is_one_at_a_time(pool: Pool, receiver: Receiver) -> Non
         refused = call(pool, "oem", "POST", f"/{made['id']}/ping")
         assert sentences(refused, 429) == ["Another ping of this party is under way."]
         assert first.result()["error"] == "127.0.0.1 did not answer within 5 s."
-    assert len(receiver.at("/one")) == 1
+    assert len(receiver.asked("/one")) == 1
 
 
 def test_ping_that_hangs_delays_no_delivery(pool: Pool, receiver: Receiver) -> None:
@@ -170,6 +171,6 @@ def test_ping_that_hangs_delays_no_delivery(pool: Pool, receiver: Receiver) -> N
         before = time.monotonic()
         pool.publish(pool.car())
         for hook in hooks:
-            until(lambda hook=hook: states(pool.settings.database, hook["id"]) == [("delivered", 1, 200)])  # type: ignore[misc]
+            wait_until(lambda hook=hook: states(pool.settings.database, hook["id"]) == [("delivered", 1, 200)])  # type: ignore[misc]
         assert not hanging.done(), f"the deliveries took {time.monotonic() - before} s"
         assert hanging.result()["status"] is None

@@ -21,7 +21,7 @@ from ccp.x509.profiles import AnchorRole
 from tests.cli.run import ccp_ok
 from tests.databases import Server, sql
 from tests.scripted_server import json_reply, scripted
-from tests.server.events.receiver import Receiver, receiving, until, webhook
+from tests.server.events.receiver import Receiver, receiving, webhook
 from tests.server.events.subscriptions import (
     EVERYONE,
     REFRESH,
@@ -34,6 +34,7 @@ from tests.server.events.subscriptions import (
 )
 from tests.server.events.webhook_api import subscribe
 from tests.server.storage.made import AT, new_database, write
+from tests.waiting import wait_until
 from tests.world import ISO2, ISO20, Pool, b64, party, start
 
 ADDED, EXPIRED, REVOKED = (f"root.cert.{what}" for what in ("added", "expired", "revoked"))
@@ -75,10 +76,10 @@ def test_root_events_reach_every_subscriber_once(pool: Pool, receiver: Receiver,
     with subscribed(pool, receiver, everything()):
         time.sleep(3 * REFRESH)
         add(pool, tmp_path, root, "v2g")
-        until(lambda: len(roots(root.fingerprint, receiver)) == len(EVERYONE))
+        wait_until(lambda: len(roots(root.fingerprint, receiver)) == len(EVERYONE))
         add(pool, tmp_path, root, "v2g")  # Known: no event.
         command(pool, "remove", root.fingerprint, "--yes")
-        until(lambda: len(roots(root.fingerprint, receiver)) == 2 * len(EVERYONE))
+        wait_until(lambda: len(roots(root.fingerprint, receiver)) == 2 * len(EVERYONE))
         settle(pool)
     sent = roots(root.fingerprint, receiver)
     assert Counter((each.path[1:], each.kind) for each in sent) == {
@@ -114,7 +115,7 @@ def test_root_event_has_the_id_of_the_published_list(pool: Pool, receiver: Recei
             mine = [each for each in certificates if each["commonName"] == "Root Two"]
             return {each["rootType"]: each["rootCertificateId"] for each in mine}
 
-        until(lambda: len(listed()) == 2)
+        wait_until(lambda: len(listed()) == 2)
         ids = listed()
     assert {each.event["payload"]["rootType"]: each.event["payload"]["rootCertificateId"] for each in sent} == ids
     assert ids.keys() == {"MO", "OEM"}
@@ -126,7 +127,7 @@ def test_root_expiry_is_sent_once_by_two_servers(pool: Pool, receiver: Receiver,
     root = new_root("Short Root", "Ed448", datetime.now(UTC) + timedelta(seconds=4))
     with subscribed(pool, receiver, everything(), ["emsp", "other_oem"]):
         add(pool, tmp_path, root, "oem")
-        until(lambda: len(roots(root.fingerprint, receiver)) == 4)
+        wait_until(lambda: len(roots(root.fingerprint, receiver)) == 4)
         with second_server(pool):  # Started after the expiry.
             time.sleep(1.5)
         command(pool, "remove", root.fingerprint, "--yes")  # The end of its trust is known already.
@@ -145,7 +146,7 @@ def test_root_expiry_of_a_valid_root_is_not_sent(pool: Pool, receiver: Receiver,
     root = new_root("Long Root")
     with subscribed(pool, receiver, everything(), ["emsp"]):
         add(pool, tmp_path, root, "v2g")
-        until(lambda: len(roots(root.fingerprint, receiver)) == 1)
+        wait_until(lambda: len(roots(root.fingerprint, receiver)) == 1)
         time.sleep(1)
     assert [each.kind for each in roots(root.fingerprint, receiver)] == [ADDED]
 
@@ -158,7 +159,7 @@ def test_root_events_of_intermediates_are_not_sent(pool: Pool, receiver: Receive
         add(pool, tmp_path, sub, "oem")
         time.sleep(1)
         settle(pool)
-    assert receiver.sent == []
+    assert receiver.received == []
 
 
 def test_root_synchronisation_of_two_servers_sends_one_event(
@@ -176,16 +177,16 @@ def test_root_synchronisation_of_two_servers_sends_one_event(
         ):
             env = {"CCP_DATABASE": pool.settings.database, "CCP_RCP_URL": rcp.url + "/rcp"}
             ccp_ok("trust", "sync", env=env)
-            until(lambda: len(receiver.sent) == 4)
+            wait_until(lambda: len(receiver.received) == 4)
             del listed[0]
             rcp.on("/rcp/rootcertificates", json_reply({"rootCertificateCollection": listed}))
             ccp_ok("trust", "sync", env=env)  # Delisted, but still trusted.
             ccp_ok("trust", "sync", "--prune", env=env)
-            until(lambda: len(receiver.sent) == 6)
+            wait_until(lambda: len(receiver.received) == 6)
             ccp_ok("trust", "sync", "--prune", env=env)
             settle(pool)
     for name in ("/oem", "/cps"):
-        kinds = [(each.kind, each.event["payload"]["commonName"]) for each in receiver.at(name)]
+        kinds = [(each.kind, each.event["payload"]["commonName"]) for each in receiver.asked(name)]
         assert sorted(kinds[:2]) == [(ADDED, "Listed Root"), (ADDED, "Other Root")]
         assert kinds[2:] == [(REVOKED, "Listed Root")]
 

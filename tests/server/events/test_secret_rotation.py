@@ -13,7 +13,7 @@ import pytest
 
 from ccp.server.storage.queries import webhooks
 from ccp.testing.pki import PKI
-from tests.server.events.receiver import Receiver, receiving, states, until
+from tests.server.events.receiver import Receiver, receiving, states
 from tests.server.events.verifiers import (
     Verifying,
     any_signature,
@@ -24,6 +24,7 @@ from tests.server.events.verifiers import (
 )
 from tests.server.events.webhook_api import call, ok, subscribe
 from tests.server.http.api.answers import sentences
+from tests.waiting import wait_until
 from tests.world import Pool, start
 
 QUICK: dict[str, Any] = {
@@ -65,7 +66,7 @@ def rotate(pool: Pool, made: dict[str, Any], **body: Any) -> dict[str, Any]:
 
 
 def delivered(pool: Pool, made: dict[str, Any], count: int) -> None:
-    until(lambda: [state for state, *_ in states(pool.settings.database, made["id"])] == ["delivered"] * count)
+    wait_until(lambda: [state for state, *_ in states(pool.settings.database, made["id"])] == ["delivered"] * count)
 
 
 def live(pool: Pool, made: dict[str, Any]) -> list[str]:
@@ -136,8 +137,8 @@ def test_rotation_ends_the_previous_secret_in_time(pool: Pool, receiver: Receive
     expire(pool, made)
     assert live(pool, made) == []
     pool.publish(pool.car())
-    until(lambda: len(partner.refused) >= 3)  # An attempt and two retries, each with one request.
-    until(lambda: [row[::2] for row in states(pool.settings.database, made["id"])] == [("dead", 401)])
+    wait_until(lambda: len(partner.refused) >= 3)  # An attempt and two retries, each with one request.
+    wait_until(lambda: [row[::2] for row in states(pool.settings.database, made["id"])] == [("dead", 401)])
     assert not any(any_signature(sent, made["secret"]) for sent in partner.refused)
 
 
@@ -189,7 +190,7 @@ def test_rejection_of_an_event_counts_during_a_rotation(pool: Pool, receiver: Re
     receiver.decides("/rejects", lambda sent: 409 if java_style(sent, made["secret"]) else 403)
     rotate(pool, made)
     pool.publish(pool.car())
-    until(lambda: states(pool.settings.database, made["id"]) == [("dead", 1, 409)])
+    wait_until(lambda: states(pool.settings.database, made["id"]) == [("dead", 1, 409)])
 
 
 def test_failure_is_retried_during_a_rotation(pool: Pool, receiver: Receiver) -> None:
@@ -198,7 +199,7 @@ def test_failure_is_retried_during_a_rotation(pool: Pool, receiver: Receiver) ->
     receiver.decides("/fails", lambda sent: 503 if java_style(sent, made["secret"]) else 400)
     rotate(pool, made)
     pool.publish(pool.car())
-    until(lambda: [row[1:] for row in states(pool.settings.database, made["id"])] == [(3, 503)])
+    wait_until(lambda: [row[1:] for row in states(pool.settings.database, made["id"])] == [(3, 503)])
 
 
 @pytest.mark.parametrize(

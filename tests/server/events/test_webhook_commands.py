@@ -13,9 +13,10 @@ import pytest
 from ccp.server.storage.queries import webhooks
 from ccp.testing.pki import PKI
 from tests.cli.run import COMMAND, CommandResult, ccp, ccp_error, ccp_ok, environment
-from tests.server.events.receiver import Receiver, receiving, states, until
+from tests.server.events.receiver import Receiver, receiving, states
 from tests.server.events.verifiers import Verifying, any_signature, go_style, java_style
 from tests.server.events.webhook_api import subscribe
+from tests.waiting import wait_until
 from tests.world import Pool, start
 
 LOOPBACK: dict[str, Any] = {
@@ -61,7 +62,7 @@ def test_webhook_rotate_secret_reaches_running_workers(pool: Pool, receiver: Rec
     assert rotated == {"id": made["id"], "secret": rotated["secret"], "previous_secrets_valid_until": []}
     partner.secret = rotated["secret"]
     pool.publish(pool.car())
-    until(lambda: states(pool.settings.database, made["id"]) == [("delivered", 1, 200)])
+    wait_until(lambda: states(pool.settings.database, made["id"]) == [("delivered", 1, 200)])
     assert len(partner.refused) == 1
 
 
@@ -78,7 +79,7 @@ def test_webhook_rotate_secret_holds_after_a_restart(pkis: dict[str, PKI], recei
         command = [*COMMAND, "events", "dispatch"]
         with subprocess.Popen(command, env=environment(**env(pool)), stderr=subprocess.PIPE, text=True) as process:
             try:
-                until(lambda: states(pool.settings.database, made["id"]) == [("delivered", 1, 200)])
+                wait_until(lambda: states(pool.settings.database, made["id"]) == [("delivered", 1, 200)])
             finally:
                 process.terminate()
                 log = process.communicate(timeout=20)[1]
