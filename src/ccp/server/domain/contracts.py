@@ -196,6 +196,12 @@ def select_for_iso20(
     return [(contract, len(chosen) - place) for place, contract in enumerate(chosen, start=1)]
 
 
+def prioritized(found: Iterable[SignedContract], emaids: Iterable[EMAID]) -> list[SignedContract]:
+    """Contracts with those of these EMAIDs first, in the order of the EMAIDs; the others keep their order."""
+    rank = {emaid: place for place, emaid in enumerate(dict.fromkeys(emaids))}
+    return sorted(found, key=lambda contract: rank.get(contract.emaid, len(rank)))
+
+
 def _deliverable(
     stored: Sequence[SignedContract],
     namespace: Namespace,

@@ -355,7 +355,8 @@ class Delivery:
         found = await self._peers.ask(verified, caller, now, target_pool)
         session_id = verified.request.session_id
         if one_by_one is not None and found:
-            one = await self._turns.next(verified, [contract for contract, _ in found], one_by_one, caller, now)
+            ordered = contracts.prioritized([contract for contract, _ in found], verified.request.prioritized_emaids)
+            one = await self._turns.next(verified, ordered, one_by_one, caller, now)
             return [DeliveredContract(c, verify.with_session(c, session_id, now, left), left or 0) for c, left in one]
         if max_one and found:
             contract = found[0][0]

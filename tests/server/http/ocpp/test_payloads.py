@@ -451,5 +451,10 @@ def test_other_pools_are_asked_unless_the_caller_forbids_it(pkis: dict[str, PKI]
             rest = [post(here, body, headers=addressed, ocppVersion="2.1").json(), ask(here, body, "2.1")]
             assert [installed(each, car) for each in rest] == emaids[1:]
             assert [each["remainingContracts"] for each in rest] == [1, 0]
+            # Other pools get the car's message only.
+            other = bytes.fromhex("aabbccdd00112233")
+            wanted = payload(car, session_id=other, prioritizedEMAIDs=[emaids[2], "unknown", emaids[1]])
+            order = [installed(ask(here, wanted, "2.1"), car, other) for _ in range(3)]
+            assert order == [emaids[2], emaids[1], emaids[0]]
         else:
             assert installed(post(here, body, headers=addressed).json(), car) == emaids[0]
