@@ -196,6 +196,6 @@ def test_server_whose_workers_cannot_start_does_not_end_as_if_all_were_well(
     tmp_path: Path, pkis: dict[str, PKI], workers: int
 ) -> None:
     target = database(tmp_path / "pool", pkis)
-    sql(target.url, "drop table peer")
+    sql(target.url, "drop table token_key")
     done = ccp_process("serve", "--port", free_port(), "--workers", workers, env=environment(**target.env))
     assert done.returncode == 3
