@@ -229,6 +229,30 @@ def test_neighbour_test_names_refusals_of_the_first_call(reply: Reply, detail: s
         assert shown.lines[-1].strip() == found[2]
 
 
+def test_neighbour_test_shows_no_token_that_a_service_repeats() -> None:
+    token = "Zq8/secret+token=="
+    echo = error(403, f"Bearer {token} may not do this.")
+    slashes = Reply(403, echo.body.replace(b"/", b"\\/"), echo.headers)
+    with scripted() as server:
+        for reply in (echo, slashes):
+            server.on(PCP_LOOKUP, reply)
+            _, detail, _ = failed("pcp", server.url, token=token)
+            assert detail.endswith("answered 403: Bearer (token) may not do this.")
+
+
+def test_neighbour_test_of_an_est_server_that_refuses_hides_no_other_service() -> None:
+    with scripted() as server:
+        server.on("/.well-known/est/cacerts", Reply(400, b"No such CA.", {"Content-Type": "text/plain"}))
+        server.on(PCP_LOOKUP, NOT_FOUND)
+        both = environment("est", server.url) | environment("pcp", server.url)
+        done = ccp("neighbour", "test", "--json", env=both)
+        assert done.status == 1
+        pcp, est = sorted(json.loads(done.out), key=lambda report: report["service"] == "est")
+        assert (pcp["service"], pcp["ok"], est["service"], est["ok"]) == ("pcp", True, "est", False)
+        assert est["steps"][-1]["detail"] == "The EST server refuses the request (status 400): No such CA."
+        assert "est_url" in est["advice"]
+
+
 def test_neighbour_test_ends_when_a_service_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ccp.server.external.service_check.TIMEOUT", 0.2)
     with scripted() as server:

@@ -29,9 +29,10 @@ from ccp.server.audit.actor import command_actor
 from ccp.server.pool.peer_links import client_options
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query
-from ccp.server.storage.queries import peers
+from ccp.server.storage.queries import peers, subscriptions
 from ccp.server.storage.queries.audit import Action, Entry, with_audit
 from ccp.server.storage.queries.peers import Peer
+from ccp.server.storage.queries.subscriptions import PEER_PREFIX, Subscription
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -218,14 +219,27 @@ def disable(party_id: PeerArgument, config: ConfigOption = None, as_json: JsonOp
 def remove(
     party_id: PeerArgument, yes: YesOption = False, config: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
-    """Remove a peer and our credentials with it. Running workers follow within seconds."""
+    """Remove a peer, our credentials with it, and the subscription to its events. Workers follow within seconds."""
     confirm(f"Remove the peer {party_id}", yes=yes)
+    source = f"{PEER_PREFIX}{party_id}"
 
-    def entries(peer: Peer) -> list[Entry]:
-        subject = {"peer": party_id, "base_url": peer.base_url}
-        return [Entry(datetime.now(UTC), command_actor(), Action.PEER_REMOVED, subject)]
+    def change() -> Query[tuple[Peer, Subscription | None]]:
+        peer = yield from peers.remove(party_id)
+        subscription = yield from subscriptions.find(source)
+        if subscription is not None:
+            yield from subscriptions.remove(subscription.id)
+        return peer, subscription
 
-    peer = _write(config, with_audit(peers.remove(party_id), entries))
+    def entries(removed: tuple[Peer, Subscription | None]) -> list[Entry]:
+        peer, subscription = removed
+        now, actor = datetime.now(UTC), command_actor()
+        found = [Entry(now, actor, Action.PEER_REMOVED, {"peer": party_id, "base_url": peer.base_url})]
+        if subscription is not None:
+            subject = {"source": source, "subscription": subscription.id}
+            found.append(Entry(now, actor, Action.SUBSCRIPTION_REMOVED, subject))
+        return found
+
+    peer, _ = _write(config, with_audit(change(), entries))
     _print_peer(peer, f"{party_id} is removed.", as_json=as_json)
 
 

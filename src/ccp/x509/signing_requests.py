@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP521R1, E
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
 from cryptography.x509.oid import NameOID
 
-from ccp.errors import FieldError
+from ccp.errors import ChainError, FieldError
 from ccp.x509.certificates import Certificate
 from ccp.x509.der import SEQUENCE, explain_rejection, signature_has_unused_bits
 from ccp.x509.names import format_dn
@@ -47,9 +47,12 @@ class SigningRequest:
         return hashlib.sha256(self.der).hexdigest()
 
     def is_answered_by(self, certificate: Certificate) -> bool:
-        """Whether a certificate is for the key of the request."""
-        with parse_errors_as(lambda: FieldError("The public key of the certificate cannot be read.")):
-            return _key_info(certificate.public_key) == self.key
+        """Whether a certificate is for the key of the request. One whose key cannot be read is not."""
+        try:
+            with parse_errors_as(lambda: ChainError("The public key of the certificate cannot be read.")):
+                return _key_info(certificate.public_key) == self.key
+        except ChainError:
+            return False
 
 
 def read_signing_request(body: bytes) -> SigningRequest:

@@ -142,6 +142,7 @@ def _broken(pki: PKI) -> dict[str, Reply]:
     return {
         "500": Reply(500),
         "503": Reply(503),
+        "404 of a proxy": Reply(404, b"404 page not found\n", {"Content-Type": "text/plain; charset=utf-8"}),
         "drop": CLOSE,
         "not http": NOT_HTTP,
         "not json": text_reply(b"<html>"),
@@ -155,7 +156,7 @@ def _broken(pki: PKI) -> dict[str, Reply]:
     }
 
 
-@pytest.mark.parametrize("how", range(12))
+@pytest.mark.parametrize("how", range(13))
 def test_provisioning_pool_failure_is_none_or_an_error(fake: Scripted, pkis: dict[str, PKI], how: int) -> None:
     fake.on("*", list(_broken(pkis["iso2"]).values())[how])
     pcid = new_pcid()

@@ -6,6 +6,7 @@ import json
 from typing import Any
 from urllib.parse import urlencode
 
+import orjson
 import pytest
 
 from ccp.server.external.access_tokens import TokenError, parse_token_response
@@ -51,3 +52,13 @@ def test_token_response_may_be_a_form_and_omit_members() -> None:
 def test_token_response_without_a_usable_token_is_an_error(response: HttpResponse) -> None:
     with pytest.raises(TokenError):
         parse_token_response(response)
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [("invalid_client", " (invalid_client)"), ("Zq8secret", ""), ("invalid client", ""), ("a" * 41, ""), (5, "")],
+)
+def test_token_response_error_shows_a_code_and_nothing_else(error: object, shown: str) -> None:
+    with pytest.raises(TokenError) as failure:
+        parse_token_response(_response(orjson.dumps({"error": error}), status=400))
+    assert str(failure.value) == f"The token endpoint answered 400{shown}."

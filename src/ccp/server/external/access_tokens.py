@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -45,6 +46,7 @@ _REJECTION_INTERVAL: Final = 10.0  # Seconds between two renewals because a serv
 _MAX_FILE_BYTES: Final = 16_384
 _FILE_INTERVAL: Final = 1.0  # Seconds for which a token file is not examined again, unless its token was rejected.
 _FORM: Final = "application/x-www-form-urlencoded"
+_ERROR_CODE: Final = re.compile(r"[a-z_]{1,40}")
 # Errors that do not depend on the form of the request, so that another form is not tried. Source: RFC 6749 clause 5.2.
 _FINAL_ERRORS: Final = frozenset({"invalid_client", "unauthorized_client", "invalid_scope", "access_denied"})
 
@@ -317,10 +319,9 @@ def _lifetime(value: object) -> float:
 
 
 def _error_name(members: dict[str, Any]) -> str:
-    """The error code of RFC 6749 clause 5.2, if there is one. Not the description, which may repeat the request."""
+    """The error code of RFC 6749 clause 5.2, if there is one. Other texts may repeat the request."""
     error = members.get("error")
-    usable = isinstance(error, str) and len(error) <= 40 and error.replace("_", "").isalnum() and error.isascii()
-    return f" ({error})" if usable else ""
+    return f" ({error})" if isinstance(error, str) and _ERROR_CODE.fullmatch(error) else ""
 
 
 def _depends_on_form(response: HttpResponse) -> bool:

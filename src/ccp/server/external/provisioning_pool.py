@@ -174,9 +174,9 @@ class ProvisioningCertificatePool(ServiceClient):
         response = await self._call("GET", path, timeout=timeout, max_bytes=_MAX_CHAIN_BYTES)
         if response.status >= 500 or response.status < 200:
             raise UpstreamError(f"The Provisioning Certificate Pool answered {response.status}.")
-        if response.status in (404, 410) and response.headers.get("content-type", "").startswith("text/html"):
+        if response.status in (404, 410) and response.headers.get("content-type", "").lower().startswith("text/"):
             # A proxy or another server. It must not look like a pool that knows no vehicle.
-            raise UpstreamError("The Provisioning Certificate Pool's address answers with a web page; is it right?")
+            raise UpstreamError("The Provisioning Certificate Pool's address answers with a page of text.")
         return response
 
     @property

@@ -15,7 +15,7 @@ from ccp.ids import Namespace
 from ccp.server.external.access_tokens import ClientCredentials, TokenError
 from ccp.server.external.connection_check import TIMEOUT, CheckFailure, Step, check_connection, connection_failure
 from ccp.server.external.egress import EgressBackend
-from ccp.server.external.est import CASelection, ESTServer
+from ccp.server.external.est import CASelection, ESTRefusal, ESTServer
 from ccp.server.external.outbound import HttpResponse, OutboundError
 from ccp.server.external.provisioning_pool import ProvisioningCertificatePool
 from ccp.server.external.provisioning_service import CertificateProvisioningService, parse_chains
@@ -81,6 +81,9 @@ async def check_service(
     except CheckFailure as exc:
         steps.append(exc.step)
         advice = exc.advice
+    except CCPError as exc:  # One service must not hide what the others said.
+        steps.append(Step("call", False, str(exc)))
+        advice = f"Check {prefix}_url and {prefix}_dialect, and ask the service's operator."
     settings = connection.settings
     return ServiceCheck(
         prefix,
@@ -205,7 +208,7 @@ async def _call_est_server(context: _Context) -> str:
         raise CheckFailure(
             "call", str(exc), f"Check {context.prefix}_url and the credentials of {context.prefix}."
         ) from exc
-    except NotFound as exc:
+    except (NotFound, ESTRefusal) as exc:
         raise _unreadable(context, exc) from exc
     return f"cacerts: {len(found)} certificates of {found[0].display_name if found else 'no CA'}"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from ccp.errors import ConfigurationError
@@ -18,6 +19,9 @@ from ccp.server.external.access_tokens import AccessTokens, read_secret
 from ccp.server.external.client_tls import ClientTLS
 from ccp.server.external.outbound import HttpResponse, OutboundClient, OutboundError, host_of
 from ccp.server.service_settings import ServiceSettings
+
+_MIN_HIDDEN: Final = 8
+"""Characters. A shorter token is no secret, and may be part of any word."""
 
 
 class ServiceConnection:
@@ -50,7 +54,8 @@ class ServiceConnection:
     ) -> HttpResponse:
         """Send a request and return the response, whatever its status. path: below the service's URL.
 
-        A 401 is answered once with a new token, if there is one; a service that answers 401 has done nothing.
+        A 401 is answered once with a new token, if there is one; a service that answers 401 has done nothing. Where the
+        body repeats the token, as some services explain a refusal, it has `(token)` in its place.
         timeout: seconds for all of it. Raises OutboundError, TokenError.
         """
         waited_for = f"The token endpoint of the {self.name}"
@@ -79,7 +84,7 @@ class ServiceConnection:
         content: bytes,
     ) -> HttpResponse:
         authorization = {} if token is None else {"Authorization": f"Bearer {token}"}
-        return await self._outbound.request(
+        response = await self._outbound.request(
             method,
             self.url + path,
             block_private=False,
@@ -89,6 +94,16 @@ class ServiceConnection:
             max_bytes=max_bytes,
             tls=self.tls,
         )
+        return response if token is None else _without_token(response, token)
+
+
+def _without_token(response: HttpResponse, token: str) -> HttpResponse:
+    """Hide a token in a body whose sentences reach logs, commands and partners, also in JSON with escaped slashes."""
+    body = response.body
+    if len(token) >= _MIN_HIDDEN:
+        for form in {token, token.replace("/", "\\/")}:
+            body = body.replace(form.encode(), b"(token)")
+    return response if body is response.body else replace(response, body=body)
 
 
 def check_files(services: Mapping[str, ServiceSettings]) -> None:

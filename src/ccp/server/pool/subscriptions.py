@@ -68,7 +68,12 @@ def event_source(
         raise ConfigurationError(f"{name} is neither rcp, nor pcp, nor a peer ('ccp peer list').")
     target = url.rstrip("/") or endpoints_url(settings.url, settings.dialect)
     choices = (tuple(events),) if events else _usual_events(name, settings.dialect)
-    return EventSource(source, label, settings.model_copy(update={"url": target}), choices)
+    try:  # The rules for a service's URL hold: the credentials go there.
+        at_webhooks = ServiceSettings.model_validate({**settings.model_dump(exclude_unset=True), "url": target})
+    except ValidationError as exc:
+        reason = exc.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigurationError(f"The address of the webhooks of the {label} cannot be used: {reason}.") from None
+    return EventSource(source, label, at_webhooks, choices)
 
 
 def _usual_events(name: str, dialect: Dialect) -> tuple[tuple[str, ...], ...]:

@@ -12,12 +12,17 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
+from ccp.errors import ChainError
 from ccp.testing.pki import PKI
-from tests.scripted_server import Reply, nowhere
+from ccp.x509.certificates import Certificate
+from ccp.x509.certs_only import encode_certs_only, read_certs_only
+from tests.scripted_server import Received, Reply, nowhere
 from tests.server.http.api.answers import sentences
-from tests.server.http.est.requests import certificates, enrol, signing_request
+from tests.server.http.est.requests import EVSE, certificates, enrol, signing_request
 from tests.server.http.est.server import ESTServer, certs_only, est_server, http_date
 from tests.world import AT, Pool, start
+
+EC_KEY = bytes.fromhex("2a8648ce3d0201")
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +194,29 @@ def test_est_credentials_that_are_refused_are_502(pkis: dict[str, PKI], est: EST
         answer = enrol(running, signing_request())
         assert sentences(answer, 502) == ["The EST server does not accept the credentials of this pool."]
         assert "www-authenticate" not in answer.headers
+
+
+def test_est_refusal_that_repeats_the_credentials_shows_no_secret(station_pool: Pool, est: ESTServer) -> None:
+    def echo(seen: Received) -> Reply:
+        return Reply(400, f"Refused: {seen.headers['authorization']}".encode(), {"Content-Type": "text/plain"})
+
+    est.answer = echo
+    answer = enrol(station_pool, signing_request())
+    assert sentences(answer, 400) == ["The EST server refuses the request (status 400): Refused: Bearer (token)."]
+
+
+def test_est_answer_with_a_ca_of_an_unknown_key_type_is_passed_on(station_pool: Pool, est: ESTServer) -> None:
+    def answer(seen: Received) -> Reply:
+        issued = est.ca.issue(est.last_request).public_bytes(Encoding.DER)
+        # The object identifier of elliptic curve keys becomes one that is not assigned.
+        unknown = est.ca.root.public_bytes(Encoding.DER).replace(EC_KEY, EC_KEY[:-1] + b"\x7f")
+        message = encode_certs_only(Certificate.load(each) for each in (unknown, issued))
+        return Reply(200, base64.b64encode(message), {"Content-Type": "application/pkcs7-mime"})
+
+    est.answer = answer
+    found = enrol(station_pool, signing_request())
+    assert found.status_code == 200, found.text
+    first, second = read_certs_only(base64.b64decode(found.content))
+    assert first.subject_cn == EVSE
+    with pytest.raises(ChainError):
+        _ = second.public_key

@@ -195,3 +195,32 @@ def test_unsubscribe_from_a_system_that_is_gone_is_local(subscriber: Pool, syste
     assert len(stored(subscriber)) == 1
     command(subscriber, "ccp neighbour unsubscribe pcp --local")
     assert stored(subscriber) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://192.0.2.1/v1/webhook/endpoints", "must be an https URL"),
+        ("https://pool:secret@example.org/v1", "without credentials"),
+        ("ftp://example.org/v1", "must be an http or https URL"),
+    ],
+)
+def test_subscribe_sends_no_credentials_to_an_address_that_settings_refuse(
+    subscriber: Pool, system: EventSystem, url: str, reason: str
+) -> None:
+    sentence = command_error(subscriber, f"ccp neighbour subscribe pcp --event-url {url}")
+    assert reason in sentence
+    assert "secret" not in sentence
+    assert stored(subscriber) == []
+
+
+def test_peer_that_is_removed_cannot_send_events_any_more(subscriber: Pool) -> None:
+    with event_system(OPNC) as peer:
+        command(subscriber, f"ccp peer add pool-b {peer.url}", CCP_PEER_SECRET=TOKEN)
+        subscribe(subscriber, "pool-b")
+        knows(subscriber, peer)
+        command(subscriber, "ccp peer remove pool-b --yes")
+        wait_until(lambda: peer.send("webhook.ping", {}).status_code == 404)
+        assert stored(subscriber) == []
+        rows = subscriber.sql("select action from audit where action like '%.removed' order by number")
+        assert sorted(row[0] for row in rows) == ["peer.removed", "subscription.removed"]
