@@ -230,6 +230,10 @@ def test_party_is_added_and_listed_as_json(database: str) -> None:
             ["A", "--role", "emsp", "--provider-id", "DEEXA", "--provider-id", "DEEX"],
             'provider id "DEEX" : must match "^[A-Za-z]{2}[-]?\\w{3}$"',
         ),
+        (
+            ["A", "--role", "emsp", "--provider-id", "DE___"],
+            'provider id "DE___" : must have letters and digits; an underscore is no wildcard',
+        ),
         (["A", "--role", "oem", "--wmi", "WEXX"], 'WMI "WEXX" : must match "^[a-zA-Z0-9]{3}$"'),
         (["A", "--role", "cpo", "--operator-id", "D"], 'operator id "D" : must match "^[A-Za-z]{2}[*-]?\\w{3}$"'),
         (

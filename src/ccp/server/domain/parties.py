@@ -192,7 +192,11 @@ def _ids_parser(kind: type[ProviderId] | type[OperatorId] | type[WMI], word: str
         for text in texts:
             try:
                 # Shortened and as JSON, so that the sentence is printable.
-                found.add(kind.parse(text, f"{word} {json.dumps(text[:20])}"))
+                named = f"{word} {json.dumps(text[:20])}"
+                parsed = kind.parse(text, named)
+                if "_" in parsed:  # An EMAID may have one, but a registered owner has letters and digits (ISO 15118-1).
+                    raise FieldError(f"{named} : must have letters and digits; an underscore is no wildcard")
+                found.add(parsed)
             except FieldError as exc:
                 problems += exc.messages
         if problems:
