@@ -90,9 +90,11 @@ def test_refresh_with_an_unknown_role_still_disables_parties(
 def test_refresh_skips_rows_of_a_newer_release(pkis: dict[str, PKI]) -> None:
     with workers(pkis, pool_id="pool-a") as (pool, urls):
         count = "update change_count set number = number + 1"
-        pool.sql("insert into trust_anchor select 'future', fingerprint, is_root, certificate, label, source, added_at "
-                 "from trust_anchor where role = 'v2g'")  # fmt: skip
-        pool.sql("insert into trust_anchor values ('v2g', 'ff', true, ?, 'future', 'test', 0)", b"\x30\x00")
+        columns = "role, fingerprint, is_root, certificate, label, source, added_at"
+        pool.sql(f"insert into trust_anchor ({columns}) select 'future', fingerprint, is_root, certificate, label, source, "
+                 "added_at from trust_anchor where role = 'v2g'")  # fmt: skip
+        unreadable = f"insert into trust_anchor ({columns}) values ('v2g', 'ff', true, ?, 'future', 'test', 0)"
+        pool.sql(unreadable, b"\x30\x00")
         pool.sql("insert into token_key (kid, private_key, created_at) values ('future', 'of another kind', 1)")
         pool.change(peers.add(Peer("future", pool.base_url, "opnc", token="t"), AT))
         pool.sql("update peer set dialect = 'future'")
