@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 from structlog.testing import CapturingLogger
 
+from ccp.server.domain.subscriptions import SignatureFormat
+from ccp.server.events.signatures import build_headers
+from ccp.server.http.routes.pcp_webhook import PATH
 from ccp.testing.pki import PKI
 from tests.attacks.provisioning_events import SECRET, send_event
 from tests.server.events.receiver import receiving
@@ -94,3 +98,11 @@ def test_provisioning_event_notifies_affected_providers_only(pkis: dict[str, PKI
         assert sent.event["eventType"] == names["other_emsp"]
         assert sent.event["payload"] == {"emaid": foreign.emaid, "pcid": other.pcid}
         assert len(receiver.asked("/emsp")) == 1
+
+
+def test_provisioning_event_fits_its_description_during_a_rotation(around: Pool) -> None:
+    """Another pool sends the signatures of all valid secrets in one header."""
+    headers = build_headers(b"{}", ["new", "old"], SignatureFormat.SHA256)
+    described = around.http.get("/openapi.json").json()["paths"][PATH]["post"]["parameters"]
+    assert {each["name"] for each in described} == headers.keys() - {"Content-Type"}
+    assert all(re.search(each["schema"]["pattern"], headers[each["name"]]) for each in described)

@@ -13,9 +13,10 @@ import httpx
 import pytest
 
 from ccp.server.domain.parties import PartyRole
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import anchors, outbox, parties, webhooks
 from ccp.server.trust.anchors import trusted_certificate
-from ccp.testing.pki import PKI, build_root
+from ccp.testing.pki import PKI, SUB_CA1, build_certificate, build_root
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
 from tests.cli.run import ccp_ok
@@ -140,6 +141,65 @@ def test_root_expiry_is_sent_once_by_two_servers(pool: Pool, receiver: Receiver,
     (payload,) = [each.event["payload"] for each in sent if each.path == "/emsp" and each.kind == EXPIRED]
     assert "signatureAlgorithm" not in payload, "it has no published name"
     assert {each.event["xsdMsgDefNamespace"] for each in sent} == {ISO20}
+
+
+def test_root_expiry_is_sent_again_after_a_root_was_added_again(pool: Pool, receiver: Receiver) -> None:
+    """Removed and added in one transaction: no server has a snapshot without the root."""
+    root = new_root("Old Root", expires=datetime.now(UTC) - DAY)
+    row = trusted_certificate(root, AnchorRole.OEM, "test", datetime.now(UTC))
+
+    def add_again() -> Query[None]:
+        yield from anchors.remove(root.fingerprint, now=row.added_at)
+        yield from anchors.add(row)
+
+    with subscribed(pool, receiver, everything(), ["emsp"]):
+        pool.change(anchors.add(row))
+        wait_until(lambda: len(roots(root.fingerprint, receiver)) == 2)
+        time.sleep(0.5)  # Every server has seen that it was sent.
+        pool.change(add_again())
+        wait_until(lambda: len(roots(root.fingerprint, receiver)) == 4)
+        pool.change(anchors.remove(root.fingerprint, now=row.added_at))
+        settle(pool)
+    assert [each.kind for each in roots(root.fingerprint, receiver)] == [ADDED, EXPIRED, ADDED, EXPIRED]
+
+
+def test_root_that_is_removed_after_its_end_has_expired(pkis: dict[str, PKI], receiver: Receiver) -> None:
+    """A Root Certificate Pool delists expired roots, mostly before this pool has looked for them."""
+    now = datetime.now(UTC)
+    root = new_root("Old Root", expires=now - DAY)
+    with (
+        start({"iso2": pkis["iso2"]}, **{**SETTINGS, "event_check_interval": 600}) as pool,
+        subscribed(pool, receiver, everything(), ["emsp"]),
+    ):
+        pool.change(anchors.add(trusted_certificate(root, AnchorRole.OEM, "test", now)))
+        pool.change(anchors.remove(root.fingerprint, now=now))
+        wait_until(lambda: len(roots(root.fingerprint, receiver)) == 2)
+        settle(pool)
+    assert [each.kind for each in roots(root.fingerprint, receiver)] == [ADDED, EXPIRED]
+
+
+def test_root_event_of_a_cross_certificate_is_not_sent(pool: Pool, pkis: dict[str, PKI], receiver: Receiver) -> None:
+    """Stored as a root, because both generations have one name; the list of roots does not have it."""
+    old, new = (pkis[name].v2g_root for name in ("iso2", "other_iso2"))
+    crossed = build_certificate(
+        new.certificate.x509.public_key(),
+        subject=new.certificate.x509.subject,
+        issuer=old.certificate,
+        signer=old.key,
+        template=SUB_CA1,
+        valid=(datetime.now(UTC) - DAY, datetime.now(UTC) + DAY),
+    )
+    row = trusted_certificate(crossed, AnchorRole.V2G, "test", datetime.now(UTC))
+    assert row.is_root
+    marker = new_root("Marker")
+    with subscribed(pool, receiver, everything(), ["emsp"]):
+        pool.change(anchors.add(row))
+        pool.change(anchors.remove(crossed.fingerprint, now=row.added_at))
+        pool.change(anchors.add(trusted_certificate(marker, AnchorRole.V2G, "test", row.added_at)))
+        receiver.wait("/emsp", 1)
+        settle(pool)
+    assert [each.event["payload"]["commonName"] for each in receiver.sent] == ["Marker"]
+    pool.change(anchors.remove(marker.fingerprint, now=row.added_at))
 
 
 def test_root_expiry_of_a_valid_root_is_not_sent(pool: Pool, receiver: Receiver, tmp_path: Path) -> None:

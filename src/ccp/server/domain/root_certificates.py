@@ -21,6 +21,17 @@ def root_id(fingerprint: str, role: AnchorRole) -> uuid.UUID:
     return uuid.uuid5(uuid.NAMESPACE_URL, f"sha256:{Fingerprint(fingerprint)}:{ROOT_TYPES[role]}")
 
 
+def is_own_issuer(certificate: Certificate) -> bool:
+    """Whether a trust anchor names itself as its issuer; otherwise another root has issued it, and it is not listed.
+
+    Its signature is not verified, which would take a millisecond.
+    """
+    try:
+        return certificate.is_self_issued and certificate.authority_mismatch(certificate) is None
+    except ChainError:
+        return False
+
+
 def key_curve(certificate: Certificate) -> str | None:
     """The curve of a certificate's key, `secp256r1`, `secp521r1` or `ed448`; None for another key."""
     try:

@@ -27,8 +27,9 @@ class AnchorExpiry:
         self._store = store
         self._trust = trust
         self._clock = clock
+        self._version = 0
         self._reported: set[tuple[AnchorRole, str]] = set()
-        """Roots that need no look into the database: expired anchors that this process has handled."""
+        """Roots that need no look into the database: expired anchors of this version of the snapshot, once handled."""
 
     def task(self, interval: float) -> PeriodicTask:
         """Background task that reports expired roots. interval: seconds."""
@@ -37,14 +38,17 @@ class AnchorExpiry:
     async def run(self) -> None:
         """Write the event of each root that has expired. Raises Unavailable."""
         now = await self._clock()
+        snapshot = self._trust.anchors
         expired = {
             (role, anchor.certificate.fingerprint)
-            for anchor in self._trust.anchors.anchors
+            for anchor in snapshot.anchors
             if Expiry.of(anchor.certificate, now) is Expiry.EXPIRED
             for role in anchor.roles
         }
-        # A root that was removed and added again is reported again.
-        self._reported &= expired
+        # A root that was removed and added again is reported again; the snapshot in between may have been missed.
+        if snapshot.version != self._version:
+            self._reported.clear()
+            self._version = snapshot.version
         for role, fingerprint in sorted(expired - self._reported, key=lambda key: (key[0].value, key[1])):
             if await self._store.write(anchors.report_expiry(role.value, fingerprint, now)):
                 _log.warning("anchor expired", role=role.value, fingerprint=fingerprint)

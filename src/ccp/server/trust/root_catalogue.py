@@ -14,7 +14,7 @@ from typing import Final
 
 from ccp.errors import ChainError
 from ccp.ids import Namespace
-from ccp.server.domain.root_certificates import edition_of, key_curve, root_id
+from ccp.server.domain.root_certificates import edition_of, is_own_issuer, key_curve, root_id
 from ccp.x509 import der
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import TrustAnchors
@@ -60,7 +60,7 @@ class RootCatalogue:
             _listed(anchor.certificate, role, pairs.get(anchor.certificate))
             for anchor in anchors.anchors
             for role in anchor.roles
-            if _is_own_issuer(anchor.certificate)
+            if is_own_issuer(anchor.certificate)
         )
         self.roots: Final = tuple(sorted(roots, key=_order))
         self._by_id: Final = {root.id: root for root in self.roots}
@@ -94,13 +94,13 @@ def cross_certificates(anchors: TrustAnchors) -> dict[Certificate, bytes]:
     generations of a root can, it is stored as an anchor. Of several for one root the one that is valid longest counts.
     Source: ITU-T X.509 clause 11.2.3, RFC 4523 clause 2.4.
     """
-    if not anchors.intermediates and all(_is_own_issuer(anchor.certificate) for anchor in anchors.anchors):
+    if not anchors.intermediates and all(is_own_issuer(anchor.certificate) for anchor in anchors.anchors):
         return {}
     roots: dict[str, Certificate] = {}
     known = {certificate for _, certificate in anchors.intermediates}
     for anchor in anchors.anchors:
         certificate = anchor.certificate
-        if _is_own_issuer(certificate):
+        if is_own_issuer(certificate):
             roots[certificate.canonical_issuer_key_id] = certificate
         else:
             known.add(certificate)
@@ -113,14 +113,6 @@ def cross_certificates(anchors: TrustAnchors) -> dict[Certificate, bytes]:
             if subject is not None and issuer is not None and issuer != subject:
                 to[subject] = by[issuer] = certificate
     return {root: _pair(to.get(root), by.get(root)) for root in (*to, *by)}
-
-
-def _is_own_issuer(certificate: Certificate) -> bool:
-    """Whether an anchor names itself as its issuer. Its signature is not verified, which would take a millisecond."""
-    try:
-        return certificate.is_self_issued and certificate.authority_mismatch(certificate) is None
-    except ChainError:
-        return False
 
 
 def _issuer(certificate: Certificate, roots: Iterable[Certificate]) -> Certificate | None:

@@ -64,11 +64,12 @@ def pcp_route(context: RequestContext, pool: Pool, secret: SecretStr | None) -> 
 def description() -> dict[str, Any]:
     """Return the OpenAPI description of the webhook, which is active only if `pcp_webhook_secret` is set."""
     error = json_content("Error")
+    one = "(sha256=)?[0-9A-Fa-f]{64}"
     signature = {
         "in": "header",
         "required": False,
-        "schema": {"type": "string", "pattern": "^(sha256=)?[0-9A-Fa-f]{64}$"},
-        "description": "HMAC-SHA256 of the body, hexadecimal; in one of these headers.",
+        "schema": {"type": "string", "pattern": f"^{one}(, ?{one})*$"},
+        "description": "HMAC-SHA256 of the body, hexadecimal, or a list of such values; in one of these headers.",
     }
     event = {
         "type": "object",

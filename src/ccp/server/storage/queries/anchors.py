@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from ccp.errors import NotFound
+from ccp.errors import ChainError, NotFound
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.storage.engine.query import Query, Row, read_committed, retryable
 from ccp.server.storage.queries.audit import Action, Entry
 from ccp.server.storage.queries.contracts import instant, microseconds
 from ccp.server.storage.queries.root_events import record_change
+from ccp.x509.certificates import Certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +118,18 @@ def remove(fingerprint: str, role: str | None = None, *, now: datetime) -> Query
 
 
 def _record_removals(rows: Iterable[Row], now: datetime) -> Query[None]:
-    """Events of removed anchors. A root whose expiry was reported ends with that event."""
+    """Events of removed anchors. A root that has expired ends with that event, whether it was written before or not."""
     for role, certificate, is_root, expiry_reported in sorted(rows):
         is_news = bool(is_root) and not expiry_reported
-        yield from record_change(EventKind.ROOT_REVOKED, certificate, role, is_root=is_news, now=now)
+        kind = EventKind.ROOT_EXPIRED if _has_expired(bytes(certificate), now) else EventKind.ROOT_REVOKED
+        yield from record_change(kind, certificate, role, is_root=is_news, now=now)
+
+
+def _has_expired(certificate: bytes, now: datetime) -> bool:
+    try:
+        return now.replace(microsecond=0) > Certificate.load(certificate).not_after
+    except ChainError:
+        return False
 
 
 @retryable

@@ -12,6 +12,7 @@ from typing import Final
 
 from ccp.errors import ChainError
 from ccp.server.domain.event_payloads import root_members, root_namespace
+from ccp.server.domain.root_certificates import is_own_issuer
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries.change_counters import ChangeCounter, next_number
@@ -33,7 +34,8 @@ values ($1, $2, $3, '', $4, $5, 0, 0)
 def record_change(kind: EventKind, certificate: bytes, role: str, *, is_root: bool, now: datetime) -> Query[None]:
     """Count a change of the anchors, and write its event if the anchor is a root. Part of every change of an anchor.
 
-    certificate: DER. role: value of an AnchorRole. A root that this release cannot read causes no event.
+    certificate: DER. role: value of an AnchorRole. A root that this release cannot read causes no event, and neither
+    does an anchor that another root has issued, which no list of roots has.
     """
     number = yield from next_number(ChangeCounter.ANCHORS)
     trusted_for = known(AnchorRole, role, "trust_anchor.role")
@@ -41,6 +43,8 @@ def record_change(kind: EventKind, certificate: bytes, role: str, *, is_root: bo
         return
     try:
         root = Certificate.load(bytes(certificate))
+        if not is_own_issuer(root):
+            return
         payload = {"namespace": root_namespace(root), "members": root_members(root, trusted_for)}
     except ChainError:
         return
