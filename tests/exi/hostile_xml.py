@@ -35,6 +35,9 @@ def hostile_documents(full: int) -> Iterator[tuple[str, bytes]]:
         (b"<a xmlns:b='c'" + b"".join(b" b:a%d=''" % number for number in range(full // 14)) + b"/>"),
     )
     yield "namespaces", b"<a" + b"".join(b" xmlns:a%d='b'" % number for number in range(full // 19)) + b"/>"
+    # The namespace is part of each attribute's name.
+    start = b"<a xmlns:b='" + b"c" * (full // 2) + b"'"
+    yield "a long namespace", start + b"".join(b" b:a%d=''" % number for number in range(full // 28)) + b"/>"
     yield "one namespace in depth", filled(b"", b"<a xmlns='b'>")
     yield "white space", filled(head, b" ", b"</v2g:Header>" + tail)
     yield "digits", filled(request.split(b"12345")[0], b"0", b"</ds:X509SerialNumber>")

@@ -77,6 +77,48 @@ def test_from_xml_reads_any_prefixes_and_default_namespaces() -> None:
         assert from_xml(text.encode()) == REQUEST
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ([("<v2g:Body>", "<x:Body>")], "a prefix without"),
+        ([("<v2g:Body>", "<:Body>")], "a prefix without"),
+        ([("<v2g:Body>", "<v2g:v2g:Body>")], "a prefix without"),
+        ([("<v2g:Body>", "<v2g:>")], "a name that is not quoted here where Body"),
+        ([("<v2g:Body>", "<xmlns:Body>")], "a prefix without"),
+        ([(" body:Id=", " x:Id=")], "a prefix without"),
+        ([("<v2g:Header>", '<v2g:Header xmlns:x="urn:x">'), ("<v2g:Body>", '<v2g:Body x:y="1">')], "a prefix without"),
+        ([("<v2g:Body>", '<v2g:Body xmlns:v2g="urn:x">')], "Body in another namespace"),
+        ([("<v2g:Body>", '<v2g:Body xmlns:x="">')], "a namespace declaration"),
+        ([("<v2g:Body>", '<v2g:Body xmlns:="urn:x">')], "a namespace declaration"),
+        ([("<v2g:Body>", '<v2g:Body xmlns:x:y="urn:x">')], "a namespace declaration"),
+        ([("<v2g:Body>", '<v2g:Body xmlns:xml="urn:x">')], "a namespace declaration"),
+        ([("<v2g:Body>", '<v2g:Body xmlns:xmlns="urn:x">')], "a namespace declaration"),
+        ([("<v2g:Body>", '<v2g:Body xmlns="http://www.w3.org/XML/1998/namespace">')], "a namespace declaration"),
+        ([("<v2g:Body>", '<v2g:Body xmlns:x="http://www.w3.org/2000/xmlns/">')], "a namespace declaration"),
+        ([("<v2g:Body>", '<v2g:Body xmlns:x="u" xmlns:y="u" x:a="" y:a="">')], "the attribute a twice"),
+        ([("<v2g:Body>", '<v2g:Body xmlns:x="u" xmlns:x="u">')], "duplicate attribute"),
+    ],
+)
+def test_from_xml_refuses_wrong_namespaces(changes: list[tuple[str, str]], reason: str) -> None:
+    assert reason in refusal(changed(REQUEST_XML, *changes)).reason
+
+
+def test_from_xml_reads_namespaces_by_their_scope() -> None:
+    declared = 'xmlns:v2g="urn:iso:15118:2:2013:MsgDef"'
+    document = changed(
+        REQUEST_XML,
+        (f" {declared}", ""),
+        ("<v2g:V2G_Message", f"<v2g:V2G_Message {declared} xmlns:xml='http://www.w3.org/XML/1998/namespace' xmlns=''"),
+        ("<v2g:Header>", "<v2g:Header xmlns:v2g='urn:iso:15118:2:2013:MsgDef' xmlns:b='urn:of:the:header only'>"),
+        ("<header:SessionID>", "<v2g:SessionID xmlns:v2g='urn:iso:15118:2:2013:MsgHeader'>"),
+        ("</header:SessionID>", "</v2g:SessionID>"),
+        ("<v2g:Body>", "<Body xmlns='urn:iso:15118:2:2013:MsgDef' xmlns:b='urn:iso:15118:2:2013:MsgBody'>"),
+        ("</v2g:Body>", "</Body>"),
+        (" body:Id=", " b:Id="),
+    )
+    assert from_xml(document) == REQUEST
+
+
 def test_from_xml_ignores_comments_schema_locations_and_declared_types() -> None:
     document = changed(
         REQUEST_XML,

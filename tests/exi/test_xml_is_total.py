@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import example, given, settings
@@ -112,6 +113,17 @@ def test_from_xml_takes_bounded_time() -> None:
         if best > SECONDS:
             slow[name] = best
     assert not slow
+
+
+def test_from_xml_takes_bounded_memory() -> None:
+    peaks = {}
+    for name, document in hostile_documents(MAX_XML_BYTES):
+        tracemalloc.start()
+        outcome(document)
+        peaks[name] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    # A short attribute of twelve characters takes two strings.
+    assert {name: peak for name, peak in peaks.items() if peak > 32 * MAX_XML_BYTES} == {}
 
 
 def _seconds(document: bytes) -> float:

@@ -2,9 +2,10 @@
 
 The reader is expat of the standard library, driven by the same declarations as the codec, without a tree in between.
 It stops at the first thing that the schema does not allow, so the declarations bound depth, elements and attributes of
-a document, and `MAX_XML_BYTES` its size. Document types (and with them entities), processing instructions, encodings
-other than UTF-8 and UTF-16, and versions other than 1.0 are refused. Source: W3C XML 1.0, Namespaces in XML 1.0, and
-XML Schema for white space and the attributes of its instance namespace.
+a document, and `MAX_XML_BYTES` its size. Prefixes are resolved here: expat repeats the namespace in the name of each
+attribute, so a long namespace and many attributes would take gigabytes. Document types (and with them entities),
+processing instructions, encodings other than UTF-8 and UTF-16, and versions other than 1.0 are refused. Source: W3C XML
+1.0, Namespaces in XML 1.0, and XML Schema for white space and the attributes of its instance namespace.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _XSI: Final = "http://www.w3.org/2001/XMLSchema-instance"
 _MAX_NAMESPACES: Final = (
     64  # Declarations in a document. Generators declare all namespaces of all schemas, some twenty.
 )
-_SEPARATOR: Final = " "  # Between namespace and local name in the names that expat reports. No local name contains it.
+_XML: Final = "http://www.w3.org/XML/1998/namespace"
+_XMLNS: Final = "http://www.w3.org/2000/xmlns/"
 _ENCODINGS: Final = frozenset({"UTF-8", "UTF-16"})
 _XML_WHITE_SPACE: Final = " \t\n\r"
 _QUOTABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
@@ -78,15 +80,16 @@ def _check_utf16(data: bytes) -> None:
 class _Frame:
     """An open element.
 
-    index, count: see `ElementType.productions`. slots: values by particle and name of the alternative. text: content of
-    an element with text.
+    prefixes: those that it declares. index, count: see `ElementType.productions`. slots: values by particle and name of
+    the alternative. text: content of an element with text.
     """
 
-    __slots__ = ("count", "element", "index", "name", "slots", "text")
+    __slots__ = ("count", "element", "index", "name", "prefixes", "slots", "text")
 
-    def __init__(self, name: str, element: ElementType) -> None:
+    def __init__(self, name: str, element: ElementType, prefixes: list[str]) -> None:
         self.name = name
         self.element = element
+        self.prefixes = prefixes
         self.index = 0
         self.count = 0
         self.slots: dict[tuple[int, str], Any] = {}
@@ -98,17 +101,15 @@ class _Reader:
 
     def __init__(self) -> None:
         self._frames: list[_Frame] = []
-        self._namespaces: dict[str, list[str]] = {}
+        self._namespaces: dict[str, list[str]] = {"": [""], "xml": [_XML]}  # By prefix, of the open elements.
         self._declared = 0
         self._message: Any = None
-        parser = self._parser = expat.ParserCreate(namespace_separator=_SEPARATOR)
+        parser = self._parser = expat.ParserCreate()
         parser.buffer_text = True
         parser.ordered_attributes = True
         parser.XmlDeclHandler = self._declaration
         parser.StartDoctypeDeclHandler = self._document_type
         parser.ProcessingInstructionHandler = self._instruction
-        parser.StartNamespaceDeclHandler = self._start_namespace
-        parser.EndNamespaceDeclHandler = self._end_namespace
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
         parser.CharacterDataHandler = self._characters
@@ -145,26 +146,51 @@ class _Reader:
     def _instruction(self, *_: object) -> None:
         raise CodecError("a processing instruction, which is not allowed")
 
-    def _start_namespace(self, prefix: str | None, uri: str | None) -> None:
-        self._declared += 1
-        if self._declared > _MAX_NAMESPACES:
-            raise CodecError(f"more than {_MAX_NAMESPACES} namespace declarations")
-        self._namespaces.setdefault(prefix or "", []).append(uri or "")
-
-    def _end_namespace(self, prefix: str | None) -> None:
-        self._namespaces[prefix or ""].pop()
-
     def _start(self, tag: str, attributes: list[str]) -> None:
-        namespace, _, name = tag.rpartition(_SEPARATOR)
+        prefixes: list[str] = []
+        given: list[tuple[str, str]] = []
+        for name, value in zip(attributes[::2], attributes[1::2], strict=True):
+            if name == "xmlns" or name.startswith("xmlns:"):
+                prefixes.append(self._declare(name[6:], value, default=name == "xmlns"))
+            else:
+                given.append((name, value))
+        namespace, name = self._resolve(tag, self._namespaces[""][-1])
         if self._frames:
             element = self._child(self._frames[-1], namespace, name)
         elif (root := _ROOTS.get((namespace, name))) is not None:
             element = root
         else:
             raise CodecError(_root_problem(name))
-        frame = _Frame(name, element)
+        frame = _Frame(name, element, prefixes)
         self._frames.append(frame)
-        self._read_attributes(frame, attributes)
+        resolved: dict[tuple[str, str], str] = {}
+        for name, value in given:
+            key = self._resolve(name, "")
+            if key in resolved:
+                raise CodecError(f"the attribute {_quoted(key[1])} twice")
+            resolved[key] = value
+        self._read_attributes(frame, resolved)
+
+    def _declare(self, prefix: str, uri: str, *, default: bool) -> str:
+        """Bind a prefix, "" for the default namespace, and return it. Source: Namespaces in XML 1.0, clause 3."""
+        self._declared += 1
+        if self._declared > _MAX_NAMESPACES:
+            raise CodecError(f"more than {_MAX_NAMESPACES} namespace declarations")
+        reserved = prefix == "xmlns" or uri == _XMLNS or (prefix == "xml") != (uri == _XML)
+        if reserved or ":" in prefix or (not default and not (prefix and uri)):
+            raise CodecError("a namespace declaration that XML does not allow")
+        self._namespaces.setdefault(prefix, []).append(uri)
+        return prefix
+
+    def _resolve(self, qualified: str, default: str) -> tuple[str, str]:
+        """Namespace and local name. default: the namespace of a name without prefix."""
+        prefix, colon, local = qualified.rpartition(":")
+        if not colon:
+            return default, local
+        bound = self._namespaces.get(prefix)
+        if not prefix or not bound:
+            raise CodecError("a prefix without a namespace declaration")
+        return bound[-1], local
 
     def _child(self, frame: _Frame, namespace: str, name: str) -> ElementType:
         """The type of an element inside of `frame`, whose position it moves."""
@@ -198,35 +224,35 @@ class _Reader:
         frame.index += 1
         return True
 
-    def _read_attributes(self, frame: _Frame, attributes: list[str]) -> None:
+    def _read_attributes(self, frame: _Frame, given: dict[tuple[str, str], str]) -> None:
+        """given: by namespace and local name."""
         element = frame.element
-        given = dict(zip(attributes[::2], attributes[1::2], strict=True))
         if given:
             self._read_instance_attributes(element, given)
-        qualified = "" if element.namespace == DSIG else element.namespace + _SEPARATOR
+        namespace = "" if element.namespace == DSIG else element.namespace
         for particle in element.particles[frame.index :]:
             if particle.sort != ATTRIBUTE:
                 break
             alternative = particle.alternatives[0]
-            value = given.pop(qualified + alternative.name, None)
+            value = given.pop((namespace, alternative.name), None)
             if value is not None:
                 assert isinstance(alternative.kind, SimpleType)
                 frame.slots[frame.index, alternative.name] = _value(alternative.kind, value, alternative.name)
             elif not particle.optional:
-                hint = f" in the namespace {element.namespace}" if alternative.name in given else ""
+                hint = f" in the namespace {element.namespace}" if ("", alternative.name) in given else ""
                 raise CodecError(f"the attribute {alternative.name}{hint} is missing")
             frame.index += 1
-        for name in given:
-            raise CodecError(f"an unknown attribute {_quoted(name.rpartition(_SEPARATOR)[2])}")
+        for _, name in given:
+            raise CodecError(f"an unknown attribute {_quoted(name)}")
 
-    def _read_instance_attributes(self, element: ElementType, given: dict[str, str]) -> None:
+    def _read_instance_attributes(self, element: ElementType, given: dict[tuple[str, str], str]) -> None:
         """Remove the attributes of the schema instance namespace that mean nothing.
 
         Source: W3C XML Schema Part 1, clause 2.6.
         """
         for name in ("schemaLocation", "noNamespaceSchemaLocation"):
-            given.pop(f"{_XSI}{_SEPARATOR}{name}", None)
-        named = given.pop(f"{_XSI}{_SEPARATOR}type", None)
+            given.pop((_XSI, name), None)
+        named = given.pop((_XSI, "type"), None)
         if named is None:
             return
         prefix, _, local = named.strip(_XML_WHITE_SPACE).rpartition(":")
@@ -255,6 +281,8 @@ class _Reader:
                     raise CodecError(f"{_expected(element, frame)} is missing")
         value = element.join([_slot(frame, *slot) for slot in element.slots])
         self._frames.pop()
+        for prefix in frame.prefixes:
+            self._namespaces[prefix].pop()
         if not self._frames:
             self._message = value
             return
