@@ -60,15 +60,19 @@ def root_entries(pki: PKI) -> list[dict[str, Any]]:
     ]
 
 
+def ca_certificates(pki: PKI) -> Reply:
+    root = x509.load_der_x509_certificate(pki.v2g_root.certificate.der)
+    certificates = b64(pkcs7.serialize_certificates([root], Encoding.DER)).encode()
+    return Reply(200, certificates, {"Content-Type": "application/pkcs7-mime"})
+
+
 def serve_everything(server: Scripted, pki: PKI) -> None:
     """Let a server be all five services and their token endpoint."""
     server.on("/oauth/token", granted("token"))
     server.on("/rootcertificates", json_reply({"rootCertificateCollection": root_entries(pki)}))
     server.on(PCP_LOOKUP, NOT_FOUND)
     server.on("/pki/revokeCertificate", error(405, "Use POST."))
-    root = x509.load_der_x509_certificate(pki.v2g_root.certificate.der)
-    certificates = b64(pkcs7.serialize_certificates([root], Encoding.DER)).encode()
-    server.on("/.well-known/est/cacerts", Reply(200, certificates, {"Content-Type": "application/pkcs7-mime"}))
+    server.on("/.well-known/est/cpo/cacerts", ca_certificates(pki))
     chain = {"certificate": b64(pki.cps.certificate.der), "subCa2Certificate": b64(pki.cps.sub_cas[0].der),
              "subCa1Certificate": b64(pki.cps.sub_cas[1].der)}  # fmt: skip
     server.on("/cpsCertificates", json_reply({"cpsCertificateDataCollection": [{"cpsCertificateChain": chain}]}))
@@ -99,7 +103,7 @@ def test_neighbour_test_reports_every_step_of_every_service(pkis: dict[str, PKI]
         assert "(v2g 1, emsp 1, oem 3)" in calls["rcp"]
         assert "404, as for a vehicle that is not known" in calls["pcp"]
         assert "405" in calls["pki"]
-        assert calls["est"].startswith("cacerts: 1 certificates of ")
+        assert calls["est"].startswith("cacerts: cpo: 1 certificates of ")
         assert "1 certificates, 1 of them verify" in calls["cps"]
         text = ccp_ok("neighbour", "test", env=env).lines
         assert [line.split()[:2] for line in text if not line.startswith(" ")] == [
@@ -242,7 +246,7 @@ def test_neighbour_test_shows_no_token_that_a_service_repeats() -> None:
 
 def test_neighbour_test_of_an_est_server_that_refuses_hides_no_other_service() -> None:
     with scripted() as server:
-        server.on("/.well-known/est/cacerts", Reply(400, b"No such CA.", {"Content-Type": "text/plain"}))
+        server.on("/.well-known/est/cpo/cacerts", Reply(400, b"No such CA.", {"Content-Type": "text/plain"}))
         server.on(PCP_LOOKUP, NOT_FOUND)
         both = environment("est", server.url) | environment("pcp", server.url)
         done = ccp("neighbour", "test", "--json", env=both)
@@ -251,6 +255,17 @@ def test_neighbour_test_of_an_est_server_that_refuses_hides_no_other_service() -
         assert (pcp["service"], pcp["ok"], est["service"], est["ok"]) == ("pcp", True, "est", False)
         assert est["steps"][-1]["detail"] == "The EST server refuses the request (status 400): No such CA."
         assert "est_url" in est["advice"]
+
+
+def test_neighbour_test_asks_an_est_server_for_the_ca_of_each_label(pkis: dict[str, PKI]) -> None:
+    with scripted() as server:
+        serve_everything(server, pkis["iso2"])
+        step, detail, advice = failed("est", server.url, labels='{"cpo": "cpo", "old": "v1-cpo"}')
+        assert (step, detail) == ("call", "The EST server does not have this operation for the CA v1-cpo.")
+        assert "the label of old in est_labels" in advice
+        server.on("/.well-known/est/v1-cpo/cacerts", ca_certificates(pkis["iso2"]))
+        report = report_of("est", server.url, status=0, labels='{"cpo": "cpo", "old": "v1-cpo"}')
+        assert "; old: 1 certificates of " in report["steps"][-1]["detail"]
 
 
 def test_neighbour_test_ends_when_a_service_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +278,8 @@ def test_neighbour_test_ends_when_a_service_hangs(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("prefix", "path"), [("rcp", "/rootcertificates"), ("cps", "/cpsCertificates"), ("est", "/.well-known/est/cacerts")]
+    ("prefix", "path"),
+    [("rcp", "/rootcertificates"), ("cps", "/cpsCertificates"), ("est", "/.well-known/est/cpo/cacerts")],
 )
 def test_neighbour_test_names_answers_of_something_else(prefix: str, path: str) -> None:
     with scripted() as server:

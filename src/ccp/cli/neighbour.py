@@ -82,16 +82,23 @@ async def _check(effective: Settings, selected: tuple[str, ...]) -> list[Service
     try:
         connections = ExternalServices.from_settings(effective, outbound).connections
         anchors = await _anchors(effective) if "cps" in selected else None
-        return await _check_each(outbound, {prefix: connections[prefix] for prefix in selected}, anchors)
+        chosen = {prefix: connections[prefix] for prefix in selected}
+        return await _check_each(outbound, chosen, anchors, effective.est_labels)
     finally:
         await outbound.close()
 
 
 async def _check_each(
-    outbound: OutboundClient, connections: Mapping[str, ServiceConnection], anchors: TrustAnchors | None
+    outbound: OutboundClient,
+    connections: Mapping[str, ServiceConnection],
+    anchors: TrustAnchors | None,
+    est_labels: Mapping[str, str],
 ) -> list[ServiceCheck]:
     now, backend = datetime.now(UTC), outbound.configured_backend
-    checks = (check_service(connection, prefix, backend, anchors, now) for prefix, connection in connections.items())
+    checks = (
+        check_service(connection, prefix, backend, anchors, now, est_labels)
+        for prefix, connection in connections.items()
+    )
     return list(await asyncio.gather(*checks))
 
 

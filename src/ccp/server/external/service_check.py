@@ -57,17 +57,24 @@ class _Context:
     prefix: str
     anchors: TrustAnchors | None
     now: datetime
+    est_labels: Mapping[str, str]
 
 
 _Call = Callable[[_Context], Coroutine[Any, Any, str]]
 
 
 async def check_service(
-    connection: ServiceConnection, prefix: str, backend: EgressBackend, anchors: TrustAnchors | None, now: datetime
+    connection: ServiceConnection,
+    prefix: str,
+    backend: EgressBackend,
+    anchors: TrustAnchors | None,
+    now: datetime,
+    est_labels: Mapping[str, str],
 ) -> ServiceCheck:
     """Check one service; raises nothing for its failures.
 
     prefix: of its settings. backend: of the connections. anchors: of this pool; None if they could not be read.
+    est_labels: the CAs at the EST server, as in the settings.
     """
     steps: list[Step] = []
     milliseconds, advice = None, None
@@ -75,7 +82,7 @@ async def check_service(
         steps += await check_connection(connection, prefix, backend)
         steps.append(await _check_token(connection, prefix))
         began = time.monotonic()
-        detail = await _CALLS[prefix](_Context(connection, prefix, anchors, now))
+        detail = await _CALLS[prefix](_Context(connection, prefix, anchors, now, est_labels))
         milliseconds = round((time.monotonic() - began) * 1000, 1)
         steps.append(Step("call", True, detail))
     except CheckFailure as exc:
@@ -200,17 +207,20 @@ async def _call_pki_service(context: _Context) -> str:
 
 
 async def _call_est_server(context: _Context) -> str:
-    try:
-        found = await ESTServer(context.connection).ca_certificates(CASelection(""), "ccp neighbour test")
-    except (UpstreamError, Unavailable) as exc:
-        if isinstance(exc.__cause__, OutboundError):
-            raise _not_answered(context, exc.__cause__) from exc
-        raise CheckFailure(
-            "call", str(exc), f"Check {context.prefix}_url and the credentials of {context.prefix}."
-        ) from exc
-    except (NotFound, ESTRefusal) as exc:
-        raise _unreadable(context, exc) from exc
-    return f"cacerts: {len(found)} certificates of {found[0].display_name if found else 'no CA'}"
+    server, found = ESTServer(context.connection), []
+    for name, label in context.est_labels.items():
+        try:
+            certificates = await server.ca_certificates(CASelection(label), "ccp neighbour test")
+        except (UpstreamError, Unavailable) as exc:
+            if isinstance(exc.__cause__, OutboundError):
+                raise _not_answered(context, exc.__cause__) from exc
+            advice = f"Check {context.prefix}_url and the credentials of {context.prefix}."
+            raise CheckFailure("call", str(exc), advice) from exc
+        except (NotFound, ESTRefusal) as exc:
+            advice = f"Check {context.prefix}_url, {context.prefix}_dialect and the label of {name} in est_labels."
+            raise CheckFailure("call", str(exc), advice) from exc
+        found.append(f"{name}: {len(certificates)} certificates of {certificates[0].display_name}")
+    return f"cacerts: {'; '.join(found) or 'no CA is configured in est_labels'}"
 
 
 async def _call_provisioning_service(context: _Context) -> str:

@@ -55,10 +55,12 @@ class Enrolment:
         self._clock = clock
 
     def select(self, ca: str, edition: str | None, algorithm: str | None) -> CASelection:
-        """The CA that a caller names. Raises NotFound for one that is not configured, and without an EST server."""
+        """The CA that a caller names, in any case. Raises NotFound for one that is not configured, and without an EST
+        server.
+        """
         if self._server is None:
             raise NotFound(_NO_SERVER)
-        label = self._labels.get(ca)
+        label = self._labels.get(ca, self._labels.get(ca.lower()))
         if label is None:
             raise NotFound(f"This pool passes on requests for the CAs {', '.join(sorted(self._labels))} only.")
         return CASelection(label, edition, algorithm)

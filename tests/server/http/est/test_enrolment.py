@@ -42,7 +42,7 @@ def issuing(est: ESTServer) -> None:
     ("path", "sent"),
     [
         ("/.well-known/cpo/simpleenroll", "/.well-known/est/cpo/simpleenroll"),
-        ("/.WELL-KNOWN/cpo/SimpleEnroll", "/.well-known/est/cpo/simpleenroll"),
+        ("/.WELL-KNOWN/CPO/SimpleEnroll", "/.well-known/est/cpo/simpleenroll"),
         ("/.well-known/cpo/simpleenroll/ISO15118-20", "/.well-known/est/cpo/simpleenroll/ISO15118-20"),
         ("/cpo/simpleenroll/ISO15118-2", "/.well-known/est/cpo/simpleenroll/ISO15118-2"),
         ("/.well-known/est/cpo/simpleenroll/ISO15118-2", "/.well-known/est/cpo/simpleenroll/ISO15118-2"),
