@@ -143,3 +143,5 @@ def test_opcp_webhook_paths_ignore_case(pool: Pool) -> None:
 def test_opcp_webhooks_are_absent_without_opcp(pkis: dict[str, PKI]) -> None:
     with start({}, opcp=False) as pool:
         assert call(pool, "oem", "GET").status_code == 404
+        body = {"url": URL, "enabledEvents": ["oem.contract.created"]}
+        assert call(pool, "oem", "POST", json=body).status_code == 404

@@ -124,6 +124,16 @@ def test_root_event_has_the_id_of_the_published_list(pool: Pool, receiver: Recei
     assert {each.event["xsdMsgDefNamespace"] for each in sent} == {ISO20}
 
 
+def test_root_that_loses_all_its_roles_is_sent_for_each(pool: Pool, receiver: Receiver, tmp_path: Path) -> None:
+    root = new_root("Root of all", "P-521")
+    with subscribed(pool, receiver, [REVOKED], ["cpo"]):
+        add(pool, tmp_path, root, "v2g", "oem", "emsp")
+        command(pool, "remove", root.fingerprint, "--yes")
+        sent = receiver.wait("/cpo", 3)
+        settle(pool)
+    assert [each.event["payload"]["rootType"] for each in sent] == ["MO", "OEM", "V2G"]
+
+
 def test_root_expiry_is_sent_once_by_two_servers(pool: Pool, receiver: Receiver, tmp_path: Path) -> None:
     root = new_root("Short Root", "Ed448", datetime.now(UTC) + timedelta(seconds=4))
     with subscribed(pool, receiver, everything(), ["emsp", "other_oem"]):

@@ -215,6 +215,8 @@ def test_another_callers_vehicle_is_answered_while_one_floods(pool: Pool, gate: 
         ("GET", f"{BASE}/contractData/pcid/WEX0EXAMPLE000001"),
         ("HEAD", f"{BASE}/contractData/pcid/WEX0EXAMPLE000001"),
         ("GET", "/opnc/v1/event/endpoints"),
+        ("GET", "/v1/root/rootCerts"),
+        ("GET", "/v1/root/rootCerts/b1b86334-7c74-4ccc-b78d-d4f773d3b559"),
         ("POST", "/oauth/token"),
     ],
 )
