@@ -49,3 +49,9 @@ def test_hostile_xml_does_not_delay_a_vehicle(pool: Pool) -> None:
             longest = max(longest, time.monotonic() - began)
     assert {each.result().status_code for each in sending} == {400}
     assert longest < 1.0
+
+
+def test_sentence_quotes_the_name_of_an_element_as_it_was_sent(pool: Pool) -> None:
+    body = {**pool.contract(pool.car()).body, "certificateInstallationRes": b64(b"<signedData/>")}
+    _, second = sentences(pool.cps.put("/signedcontractdata", json=body), 400)
+    assert second.startswith("The element signedData is none of the messages V2G_Message, ")

@@ -83,7 +83,7 @@ def test_from_xml_reads_any_prefixes_and_default_namespaces() -> None:
         ([("<v2g:Body>", "<x:Body>")], "a prefix without"),
         ([("<v2g:Body>", "<:Body>")], "a prefix without"),
         ([("<v2g:Body>", "<v2g:v2g:Body>")], "a prefix without"),
-        ([("<v2g:Body>", "<v2g:>")], "a name that is not quoted here where Body"),
+        ([("<v2g:Body>", "<v2g:>")], "whose name is not quoted here where Body"),
         ([("<v2g:Body>", "<xmlns:Body>")], "a prefix without"),
         ([(" body:Id=", " x:Id=")], "a prefix without"),
         ([("<v2g:Header>", '<v2g:Header xmlns:x="urn:x">'), ("<v2g:Body>", '<v2g:Body x:y="1">')], "a prefix without"),

@@ -202,9 +202,9 @@ class _Reader:
                 particle = element.particles[place]
                 wanted = element.namespace if particle.namespace is None else particle.namespace
                 if wanted != namespace:
-                    raise CodecError(f"{name} in another namespace than {wanted}")
+                    raise CodecError(f"the element {name} in another namespace than {wanted}")
                 if alternative.kind is None:
-                    raise CodecError(f"{name} is not supported")
+                    raise CodecError(f"the element {name} is not supported")
                 items = frame.count if place == frame.index else 0
                 if particle.max_items is not None and items >= particle.max_items:
                     raise CodecError(f"more than {items} {name}")
@@ -212,7 +212,7 @@ class _Reader:
                 kind = alternative.kind
                 return _simple_element(kind) if isinstance(kind, SimpleType) else kind
             if not self._skip_absent(frame):
-                raise CodecError(f"{_quoted(name)} where {_expected(element, frame)} is expected")
+                raise CodecError(f"the element {_quoted(name)} where {_expected(element, frame)} is expected")
 
     def _skip_absent(self, frame: _Frame) -> bool:
         """Whether the next particle may be left out although it is mandatory; if so, it is."""
@@ -278,7 +278,7 @@ class _Reader:
         else:
             while not any(place == END for place, _ in element.productions(frame.index, frame.count)):
                 if not self._skip_absent(frame):
-                    raise CodecError(f"{_expected(element, frame)} is missing")
+                    raise CodecError(f"the element {_expected(element, frame)} is missing")
         value = element.join([_slot(frame, *slot) for slot in element.slots])
         self._frames.pop()
         for prefix in frame.prefixes:
@@ -324,13 +324,13 @@ def _expected(element: ElementType, frame: _Frame) -> str:
 def _root_problem(name: str) -> str:
     for known, root in _ROOTS:
         if root == name:
-            return f"{name} in another namespace than {known}"
-    return f"{_quoted(name)} is none of the messages {', '.join(name for _, name in _ROOTS)}"
+            return f"the element {name} in another namespace than {known}"
+    return f"the element {_quoted(name)} is none of the messages {', '.join(name for _, name in _ROOTS)}"
 
 
 def _quoted(name: str) -> str:
     """A name from a document, for an error: it may be long, and have characters that terminals interpret."""
-    return name if _QUOTABLE.fullmatch(name) else "a name that is not quoted here"
+    return name if _QUOTABLE.fullmatch(name) else "whose name is not quoted here"
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def test_import_of_xml_stores_the_signed_exi(tmp_path: Path, empty: Database, pk
     assert {row[0]: bytes(row[1]) for row in stored} == messages
     first, second = (each["errorMessages"] for each in reports(report))
     assert first == ["signedContractDataXML : must not be given together with certificateInstallationRes"]
-    assert second[1].startswith("X is none of the messages V2G_Message")
+    assert second[1].startswith("The element x is none of the messages V2G_Message")
 
 
 def test_import_as_a_party_has_its_authorization(tmp_path: Path, empty: Database, pkis: dict[str, PKI]) -> None:

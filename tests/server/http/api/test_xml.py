@@ -69,14 +69,17 @@ def test_put_of_wrong_xml_is_400_with_the_path(pool: Pool, dialect: str, query: 
     good = as_xml(contract)
     code = b"<body:ResponseCode>OK</body:ResponseCode>"
     for document, sentence in (
-        (good.replace(code, b""), "SAProvisioningCertificateChain where ResponseCode is expected at line 1, column "),
+        (
+            good.replace(code, b""),
+            "The element SAProvisioningCertificateChain where ResponseCode is expected at line 1, column ",
+        ),
         (
             good.replace(code, b"<body:ResponseCode>Fine</body:ResponseCode>"),
             "Not one of the values of the enumeration",
         ),
         (good[:-10], "Not well-formed XML (unclosed token) at line 1"),
         (b"<!DOCTYPE x [<!ENTITY y SYSTEM 'file:///etc/passwd'>]>" + good.partition(b"?>")[2], "A document type"),
-        (b"<x/>", "X is none of the messages V2G_Message"),
+        (b"<x/>", "The element x is none of the messages V2G_Message"),
     ):
         answer = put(pool, dialect, document, contract, **query)
         assert answer.status_code == 400
