@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import os
-import ssl
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
@@ -21,7 +20,6 @@ from structlog.testing import LogCapture
 
 from ccp.errors import UpstreamError
 from ccp.server.external.access_tokens import ClientCredentials, TokenError
-from ccp.server.external.client_tls import ClientTLS
 from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.server.external.service_connection import ServiceConnection
 from ccp.server.service_settings import ServiceSettings
@@ -39,7 +37,6 @@ from tests.scripted_server import (
     scripted,
 )
 from tests.server.external.calls import with_outbound
-from tests.tls_files import PrivateCA
 
 T = TypeVar("T")
 
@@ -191,6 +188,36 @@ def test_rejected_tokens_cause_one_token_request_in_ten_seconds(server: Scripted
 
     run(server, use)
     assert len(presented(server)) == 13
+
+
+def test_rejected_token_is_kept_while_there_is_no_other_one(server: Scripted) -> None:
+    """A service may reject one request only."""
+    server.on(ROOTS, error(401), json_reply({}))
+    server.on(TOKEN, granted("first"), error(503))
+
+    async def use(connection: ServiceConnection, clock: Clock) -> None:
+        assert await ask(connection) == 401
+        assert await ask(connection) == 200
+        server.on(TOKEN, granted("second"))
+        server.on(ROOTS, error(401), json_reply({}))
+        assert await ask(connection) == 200
+
+    run(server, use)
+    assert presented(server) == ["first", "first", "first", "second"]
+
+
+def test_rejected_token_is_renewed_for_all_concurrent_callers(server: Scripted) -> None:
+    server.on(ROOTS, lambda one: error(401) if one.headers["authorization"].endswith("first") else json_reply({}))
+    second = granted("second")
+    second.delay = 0.2
+    server.on(TOKEN, granted("first"), second, granted("third"))
+
+    async def use(connection: ServiceConnection, clock: Clock) -> list[int]:
+        await connection.tokens.get()
+        return await asyncio.gather(*(ask(connection) for _ in range(8)))
+
+    assert run(server, use) == [200] * 8
+    assert len(server.asked(TOKEN)) == 2
 
 
 def test_rejection_of_an_old_token_uses_the_one_fetched_meanwhile(server: Scripted) -> None:
@@ -412,64 +439,3 @@ def test_secrets_are_in_no_log_event_error_or_traceback(server: Scripted, logs: 
     assert "receive_response_headers" in lines.getvalue(), "httpcore's own log was read"
     assert "access token not obtained" in everything
     assert [secret for secret in hidden if secret in everything] == []
-
-
-# --- TLS ---
-
-
-def test_service_and_token_endpoint_use_the_private_ca_and_the_client_certificate(tmp_path: Path) -> None:
-    ca = PrivateCA(tmp_path)
-    client = ca.issue("pool", client=True)
-    with scripted(ca.server("service", mutual=True)) as service, scripted(ca.server("tokens", mutual=True)) as tokens:
-        service.on(ROOTS, json_reply({}))
-        tokens.on(TOKEN, granted("over-tls"))
-        members: dict[str, Any] = {
-            "token_url": tokens.url + TOKEN, "ca": ca.ca, "tls_cert": client.cert, "tls_key": client.key,
-        }  # fmt: skip
-        assert run(service, lambda connection, clock: ask(connection), **members) == 200
-        assert presented(service) == ["over-tls"]
-        heard = len(service.received)
-        # Without a certificate of this CA there is no connection, so neither token nor request is sent.
-        for less in ({"tls_cert": None, "tls_key": None}, {"ca": None}):
-            with pytest.raises((OutboundError, TokenError)):
-                run(service, lambda connection, clock: ask(connection), **{**members, **less})
-        assert len(service.received) == heard
-        assert len(tokens.received) == 1
-
-
-def test_private_ca_replaces_the_cas_of_the_system_for_the_service(tmp_path: Path) -> None:
-    ours, other = PrivateCA(tmp_path, "Ours"), PrivateCA(tmp_path, "Other")
-
-    def reached(context: ssl.SSLContext) -> bool:
-        with scripted(context) as service:
-            service.on(ROOTS, json_reply({}))
-
-            async def use(out: OutboundClient) -> int:
-                described = ServiceSettings(url=service.url, token="t", ca=ours.ca)
-                return await ask(ServiceConnection(out, described, "Test service"))
-
-            try:
-                return with_outbound(use) == 200
-            except OutboundError:
-                assert service.received == []
-                return False
-
-    assert reached(ours.server("right"))
-    assert not reached(other.server("wrong"))
-    assert [entry["subject"] for entry in ClientTLS(ca=ours.ca).context().get_ca_certs()] == [
-        ((("commonName", "Ours"),),)
-    ]
-    assert len(ClientTLS(ca=ours.ca, with_system=True).context().get_ca_certs()) >= 1
-
-
-def test_service_certificate_for_another_name_is_refused(tmp_path: Path) -> None:
-    ca = PrivateCA(tmp_path)
-    with scripted(ca.server(host="service.example")) as service:
-
-        async def use(out: OutboundClient) -> int:
-            described = ServiceSettings(url=service.url, token="t", ca=ca.ca)
-            return await ask(ServiceConnection(out, described, "Test service"))
-
-        with pytest.raises(OutboundError):
-            with_outbound(use)
-        assert service.received == []

@@ -161,15 +161,27 @@ class ClientCredentials(AccessTokens):
 
     async def get(self, rejected: str | None = None) -> str | None:
         """See `AccessTokens.get`."""
-        if rejected is not None and rejected == self._token and self._may_replace_rejected():
-            self._rejected_at = self._clock()
-            self._renew_at = self._expires_at = -math.inf
+        if rejected is not None and rejected == self._token:
+            await self._replace_rejected()
         if self._token is not None and self._clock() < self._expires_at:
             if self._clock() >= self._renew_at and self._breaker_allows():
                 self._start()
             return self._token
         await self._fetch()
         return self._token
+
+    async def _replace_rejected(self) -> None:
+        """Wait for another token than the one that a service rejected; keep that one if there is none.
+
+        A service may reject one request only, so a token endpoint that fails must not cost the others their token.
+        """
+        if self._may_replace_rejected() and self._breaker_allows():
+            self._rejected_at = self._clock()
+            self._start()
+        if self._fetching is not None:
+            await asyncio.shield(self._fetching)
+        if self._failure is not None:
+            self._rejected_at = -math.inf  # The circuit breaker limits the attempts.
 
     @property
     def lifetime(self) -> float:

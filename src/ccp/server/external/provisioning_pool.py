@@ -145,13 +145,13 @@ class ProvisioningCertificatePool(ServiceClient):
         path = f"/v1/oem/provCerts/{pcid}" if self._is_opcp else f"/provisioningcertificates/{pcid}"
         try:
             response = await self._ask(path, timeout)
-            chain = _parse_chain(parse_json(response, self.name), pcid) if response.status == 200 else None
         except UpstreamError:
             self._breaker.record_failure()
             raise
+        self._breaker.record_success()  # It answers. An unusable answer about one vehicle must not cost the others.
+        chain = _parse_chain(parse_json(response, self.name), pcid) if response.status == 200 else None
         if response.status not in (200, 404, 410):
             _log.warning("provisioning pool refused request", status=response.status)
-        self._breaker.record_success()
         self._store(pcid, chain)
         return response.status, chain
 
