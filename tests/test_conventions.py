@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import io
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.documents import ROOT
 
@@ -68,3 +72,62 @@ def test_test_names_are_shorter_than_80_characters() -> None:
 
 def test_test_names_begin_with_a_unit() -> None:
     assert [f"{path}: {name}" for path, name in TEST_NAMES if name.split("_")[1] in NO_UNITS] == []
+
+
+LONG_SLEEP = 0.5
+"""Seconds from which a sleep needs a comment with its reason."""
+
+
+def longest_constant(node: ast.expr) -> float:
+    """The largest number of an expression, in seconds; the factors of a product or quotient are not counted alone."""
+    match node:
+        case ast.Constant(value=int() | float() as seconds):
+            return seconds
+        case ast.BinOp(op=ast.Mult() | ast.Div()):
+            return 0.0
+    return max(
+        (longest_constant(child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)), default=0.0
+    )
+
+
+def long_sleeps(module: ast.Module) -> Iterator[int]:
+    """The line of each call of time.sleep or asyncio.sleep that may take long."""
+    for node in ast.walk(module):
+        if (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).rpartition(".")[2] == "sleep"
+            and any(longest_constant(argument) >= LONG_SLEEP for argument in node.args)
+        ):
+            yield node.lineno
+
+
+def uncommented_sleeps(source: str) -> list[int]:
+    """Lines of long sleeps that have no comment, neither on the line itself nor on the line above."""
+    reader = io.StringIO(source).readline
+    commented = {token.start[0] for token in tokenize.generate_tokens(reader) if token.type == tokenize.COMMENT}
+    return [line for line in long_sleeps(ast.parse(source)) if commented.isdisjoint((line - 1, line))]
+
+
+def test_long_sleeps_say_why() -> None:
+    """A test that waits for a change polls (`tests/waiting.py`, `tests/background_rounds.py`) or sets the interval."""
+    found = [
+        f"{path.relative_to(ROOT)}:{line}" for path in MODULES for line in uncommented_sleeps(path.read_text("utf-8"))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("time.sleep(0.5)", [1]),
+        ("await asyncio.sleep(1)", [1]),
+        ("sleep(max(0.0, made + 5 - now()))", [1]),
+        ("time.sleep(1)  # The life of a token.", []),
+        ("# The life of a token.\ntime.sleep(1)", []),
+        ("# The life of a token.\n\ntime.sleep(1)", [3]),
+        ("time.sleep(0.4)", []),
+        ("time.sleep(3 * INTERVAL)", []),
+    ],
+)
+def test_long_sleeps_are_found(source: str, lines: list[int]) -> None:
+    assert uncommented_sleeps(source) == lines

@@ -222,7 +222,7 @@ def test_timeouts_shrink_with_the_number_of_connections(small: Pool, monkeypatch
                 break
             assert time.monotonic() < deadline, statuses
             stack.close()  # Connections of the test before this one were still there.
-            time.sleep(0.5)
+            time.sleep(0.1)
         began = time.monotonic()
         assert idle[0].answer() is None
         assert time.monotonic() - began < 20, "75 seconds where there is room"

@@ -25,6 +25,7 @@ from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import parties, signing_keys
 from ccp.server.storage.queries.parties import disable, get, lock, update
 from ccp.testing.pki import PKI
+from tests.background_rounds import wait_until_loaded
 from tests.scripted_server import Reply, scripted
 from tests.server.access.tokens.issuer import fake_issuer, key
 from tests.server.http.api.answers import sentences
@@ -40,7 +41,7 @@ def pool(request: pytest.FixtureRequest, pkis: dict[str, PKI]) -> Iterator[Pool]
     options: dict[str, Any] = {}
     if request.param == "postgresql":
         options["database"] = request.getfixturevalue("postgres").database()
-    with start({"iso2": pkis["iso2"]}, rate_limit_unauthenticated=0, **options) as running:
+    with start({"iso2": pkis["iso2"]}, refresh_interval=0.2, rate_limit_unauthenticated=0, **options) as running:
         yield running
 
 
@@ -302,7 +303,7 @@ def changes(pool: Pool, by: Someone) -> dict[str, tuple[str, str, Any]]:
 def settled(by: Someone) -> None:
     """Wait until the server has loaded every announced change."""
     by.knows_of(200)
-    time.sleep(1.5)  # Its look once a second.
+    wait_until_loaded("parties", "token_keys", "subscribers")
 
 
 def test_change_checks_the_party_in_its_transaction(pool: Pool) -> None:

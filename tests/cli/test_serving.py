@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ssl
 import stat
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ccp.testing.pki import PKI, Credential
 from tests.cli.run import ccp, ccp_error, ccp_ok, ccp_process
 from tests.cli.served_sandbox import BASE, Sandbox, ask, free_port, own_certificate, serving
 from tests.server.storage.made import broken_invariants, sql
+from tests.waiting import wait_until
 
 EDITIONS = {"iso2": Namespace.ISO2, "iso20": Namespace.ISO20}
 
@@ -188,7 +188,7 @@ def test_serve_creates_the_database_with_several_workers(tmp_path: Path) -> None
         f"http://127.0.0.1:{port}", "--port", port, "--workers", 3, cwd=tmp_path, log=tmp_path / "log"
     ) as http:
         assert http.get("/health").json() == {"status": "ok"}
-        time.sleep(1)
+        wait_until(lambda: (tmp_path / "log").read_text().count('"worker ready"') == 3)
     assert schema.revision(f"sqlite:///{tmp_path}/ccp.db") == schema.head()
     assert sql(f"sqlite:///{tmp_path}/ccp.db", "select count(*) from token_key") == [(1,)]
     log = (tmp_path / "log").read_text()

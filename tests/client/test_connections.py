@@ -203,7 +203,7 @@ def test_https_to_a_silent_port_or_one_that_closes_is_named(kind: str) -> None:
         error = failure(kind, f"https://{place}", TLSError)
         assert "during the TLS handshake" in str(error) or "The TLS handshake with" in str(error)
         assert not error.outcome_unknown
-    with raw_server(lambda connection: time.sleep(0.6)) as place:
+    with raw_server(lambda connection: time.sleep(0.4)) as place:  # Longer than the time limits below.
         error = failure(kind, f"https://{place}", TimedOutError, timeouts=Timeouts(request=0.2, total=0.2))
         assert "did not complete the TLS handshake in time" in str(error)
         assert not error.outcome_unknown

@@ -91,7 +91,7 @@ def test_open_loop_clients_reconnect_after_giving_up() -> None:
         return ANSWER % (200, b"")
 
     with server(answer) as port, running(port, [stream(seconds=3, rate=20, patience=0.5)]) as run:
-        time.sleep(1.5)
+        time.sleep(1.5)  # The server's silence: three times the patience of a client.
         silent.set()
         outcome = run.result()["s"]
     early, late = outcome.due(end=0.8), outcome.due(start=1.6)

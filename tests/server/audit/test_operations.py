@@ -19,6 +19,7 @@ from ccp.server.audit.actor import command_actor
 from ccp.server.storage.queries import audit as queries
 from ccp.server.storage.queries.audit import AuditRow, Filter
 from ccp.testing.pki import PKI
+from tests.background_rounds import wait_for_round
 from tests.cli.run import ccp_ok
 from tests.server.audit.made import verified
 from tests.world import Pool, edition_of, new_emaid, new_pcid, opened, put_body, start
@@ -203,7 +204,7 @@ def test_event_with_a_wrong_signature_leaves_a_row_of_nobody(pool: Pool) -> None
 def test_one_refused_request_leaves_one_row(pool: Pool) -> None:
     answer = pool.emsp.get(f"/contractData/emaid/{new_emaid('NLEXB')}")
     soon(pool, answer)
-    time.sleep(0.6)
+    wait_for_round("refused_access")  # Which writes what waits.
     assert len([row for row in rows(pool) if row.trace_id == answer.headers["x-trace-id"]]) == 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.revocation_evidence import Evidence, RevocationStatus
 from tests.attacks.provisioning_events import SECRET, send_event
+from tests.background_rounds import wait_for_round, wait_until_loaded
 from tests.cli.run import ccp_ok
 from tests.server.events.receiver import Receiver, Sent, receiving, webhook
 from tests.server.events.subscriptions import (
@@ -42,7 +42,6 @@ DELIVERED, QUEUED, REJECTED = (
     f"emsp.contract.{what}" for what in ("delivered.to.oem", "queued.to.oem", "rejected.by.oem")
 )
 DAY = timedelta(days=1)
-REFRESHED = 4 * REFRESH
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -71,7 +70,7 @@ def receiver() -> Iterator[Receiver]:
 def all_subscribed(pool: Pool, other_url: str, receiver: Receiver) -> Iterator[Receiver]:
     """Every party has subscribed to every event."""
     with subscribed(pool, receiver, everything()):
-        time.sleep(REFRESHED)
+        wait_until_loaded("subscribers", servers=2)
         yield receiver
 
 
@@ -269,7 +268,7 @@ def test_revoked_contract_is_reported_once_to_its_emsp(pool: Pool, other_url: st
     for _ in range(3):
         assert pool.post(car).status_code == 200  # The negative message.
     with second_server(pool):  # A restarted worker.
-        time.sleep(1)
+        wait_for_round("contract_checks", servers=3)
     settle(pool)
     assert reasons(car, all_subscribed) == [("emsp", "revoked")]
     renewed = pool.publish(car, contract.emaid)  # With another certificate.
@@ -302,7 +301,7 @@ def test_stale_contract_is_reported_once_until_it_is_published_again(
             assert pool.post(car).status_code == 200
         wait_until(lambda count=round: len(reasons(car, all_subscribed)) == count)  # type: ignore[misc]
         assert pool.post(car).status_code == 200
-        time.sleep(0.5)
+        wait_for_round("delivered_events", servers=2)
         settle(pool)
         assert reasons(car, all_subscribed) == [("emsp", "stale")] * round
         pool.publish(car, contract.emaid)
@@ -335,7 +334,7 @@ def test_expiring_contract_is_reported_once_for_each_notice(pool: Pool, all_subs
     ends(pool, others.emaid, 20 * DAY)
     wait_until(lambda: len(notices(soon.emaid, all_subscribed) + notices(others.emaid, all_subscribed)) == 2)
     with second_server(pool):
-        time.sleep(1)
+        wait_for_round("contract_checks", servers=3)
     settle(pool)
     assert notices(soon.emaid, all_subscribed) == [("emsp", 7)], "the longer notice has passed"
     assert notices(others.emaid, all_subscribed) == [("other_emsp", 30)]
@@ -421,7 +420,7 @@ def test_event_of_no_subscriber_is_not_kept(pool: Pool, other_url: str, receiver
     ends(pool, contract.emaid, 5 * DAY)
     pool.sql("update contract set provisioning_key = ? where emaid = ?", "0" * 64, str(contract.emaid))
     pool.post(car)
-    time.sleep(1)
+    wait_for_round("contract_checks", "delivered_events", servers=2)
     rows = pool.sql("select expiring_days, undeliverable from contract where emaid = ?", str(contract.emaid))
     assert rows == [(None, None)]
     hook = webhook(receiver.url + "/late", "emsp", EXPIRING)

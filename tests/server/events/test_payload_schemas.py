@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ import pytest
 from ccp.server.domain.subscriptions import ROOT_KINDS, EventKind
 from ccp.testing.pki import PKI, build_root
 from tests.attacks.provisioning_events import SECRET, send_event
+from tests.background_rounds import wait_until_loaded
 from tests.cli.run import ccp_ok
 from tests.published_items import SHARED
 from tests.server.events.receiver import Receiver, receiving
@@ -40,7 +40,7 @@ def events(pkis: dict[str, PKI], tmp_path_factory: pytest.TempPathFactory) -> It
         # The second subscriber uses the older family of names.
         older = [name.replace("emsp.", "mo.", 1) for name in everything()]
         with subscribed(pool, receiver, everything()), subscribed(pool, receiver, older, ["other_emsp"]):
-            time.sleep(4 * REFRESH)
+            wait_until_loaded("subscribers")
             cause_all(pool, receiver, tmp_path_factory.mktemp("roots"))
         yield [sent.event for sent in receiver.received]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,6 +18,7 @@ from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.pki import PKI, SUB_CA1, build_certificate, build_root
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
+from tests.background_rounds import wait_for_round, wait_until_loaded
 from tests.cli.run import ccp_ok
 from tests.databases import Server, sql
 from tests.scripted_server import json_reply, scripted
@@ -72,10 +72,17 @@ def add(pool: Pool, folder: Path, root: Certificate, *roles: str) -> None:
     command(pool, "add", path, *(f"--role={role}" for role in roles))
 
 
+def checked(pool: Pool) -> None:
+    """Wait until both servers have compared their anchors with the clock, and every event has been delivered."""
+    wait_until_loaded("anchors", servers=2)
+    wait_for_round("anchor_expiry", servers=2)
+    settle(pool)
+
+
 def test_root_events_reach_every_subscriber_once(pool: Pool, receiver: Receiver, tmp_path: Path) -> None:
     root = new_root("Root One")
     with subscribed(pool, receiver, everything()):
-        time.sleep(3 * REFRESH)
+        wait_until_loaded("subscribers", servers=2)
         add(pool, tmp_path, root, "v2g")
         wait_until(lambda: len(roots(root.fingerprint, receiver)) == len(EVERYONE))
         add(pool, tmp_path, root, "v2g")  # Known: no event.
@@ -140,10 +147,9 @@ def test_root_expiry_is_sent_once_by_two_servers(pool: Pool, receiver: Receiver,
         add(pool, tmp_path, root, "oem")
         wait_until(lambda: len(roots(root.fingerprint, receiver)) == 4)
         with second_server(pool):  # Started after the expiry.
-            time.sleep(1.5)
+            wait_for_round("anchor_expiry", servers=3)
         command(pool, "remove", root.fingerprint, "--yes")  # The end of its trust is known already.
-        settle(pool)
-        time.sleep(0.5)
+        checked(pool)
     sent = roots(root.fingerprint, receiver)
     assert Counter((each.path[1:], each.kind) for each in sent) == {
         (name, kind): 1 for name in ("emsp", "other_oem") for kind in (ADDED, EXPIRED)
@@ -217,7 +223,7 @@ def test_root_expiry_of_a_valid_root_is_not_sent(pool: Pool, receiver: Receiver,
     with subscribed(pool, receiver, everything(), ["emsp"]):
         add(pool, tmp_path, root, "v2g")
         wait_until(lambda: len(roots(root.fingerprint, receiver)) == 1)
-        time.sleep(1)
+        checked(pool)
     assert [each.kind for each in roots(root.fingerprint, receiver)] == [ADDED]
 
 
@@ -227,8 +233,7 @@ def test_root_events_of_intermediates_are_not_sent(pool: Pool, receiver: Receive
     with subscribed(pool, receiver, everything(), ["emsp"]):
         command(pool, "remove", sub.fingerprint, "--yes")
         add(pool, tmp_path, sub, "oem")
-        time.sleep(1)
-        settle(pool)
+        checked(pool)
     assert receiver.received == []
 
 

@@ -21,6 +21,7 @@ from ccp.server.storage.queries import deliveries, webhooks
 from ccp.server.storage.queries.contracts import microseconds
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
+from tests.background_rounds import wait_for_round, wait_until_loaded
 from tests.databases import sql
 from tests.scripted_server import HANG
 from tests.server.events.receiver import Receiver, Sent, receiving, states, webhook
@@ -78,7 +79,7 @@ def of(car: Car, sent: list[Sent]) -> list[Sent]:
 
 
 def never_more(receiver: Receiver, path: str, count: int, seconds: float = 1.0) -> None:
-    time.sleep(seconds)
+    time.sleep(seconds)  # Longer than the delay of a retry and two polls of the dispatcher.
     assert len(receiver.asked(path)) == count, [each.kind for each in receiver.asked(path)]
 
 
@@ -177,7 +178,7 @@ def test_dispatcher_does_not_retry_rejected_events(sending: Pool, receiver: Rece
 
 def wait_for_refresh() -> None:
     """Until the pool knows of a new webhook: what is caused on a subscriber's account begins then."""
-    time.sleep(0.3)
+    wait_until_loaded("subscribers")
 
 
 def test_dispatcher_notifies_the_provider_once_per_outcome(sending: Pool, receiver: Receiver) -> None:
@@ -233,7 +234,8 @@ def test_outbox_stays_empty_without_subscribers(sending: Pool) -> None:
     sending.publish(car)
     sending.ask(car)
     wait_until(lambda: sending.sql("select count(*) from outbox") == [(0,)])
-    time.sleep(0.5)
+    wait_for_round("delivered_events")
+    wait_until(lambda: sending.sql("select count(*) from outbox") == [(0,)])
     assert sending.sql("select count(*) from delivery where pcid = ?", str(car.pcid)) == [(0,)]
     assert sending.sql("select rev from vehicle where pcid = ?", str(car.pcid)) == [(1,)]
 

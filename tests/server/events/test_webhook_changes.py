@@ -16,6 +16,7 @@ from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import webhooks as webhook_queries
 from ccp.server.storage.queries.delivery_queue import AttemptOutcome
 from ccp.testing.pki import PKI
+from tests.background_rounds import wait_for_round
 from tests.cli.run import ccp_ok
 from tests.server.events.webhook_api import (
     CREATED,
@@ -181,7 +182,7 @@ def test_webhook_is_active_at_once_in_its_own_process(pool: Pool) -> None:
     while len(found := pool.sql(select, event)) < len(cars):
         assert time.monotonic() < deadline, found
         time.sleep(0.05)
-    time.sleep(0.5)  # Time for what must not come.
+    wait_for_round("delivered_events")  # Which writes what must not come.
     assert pool.sql(select, event) == [(car.pcid,) for car in cars]
 
 

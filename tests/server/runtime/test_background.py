@@ -230,7 +230,7 @@ def test_failure_of_what_runs_once_is_logged_with_its_context_and_counted(
     async def test(background: BackgroundTasks, counted: Counter[str]) -> None:
         once: Coroutine[None, None, None] = fail()
         assert await background.spawn("once", once, webhook="w") is None
-        background.spawn("never", asyncio.sleep(1000))
+        background.spawn("never", asyncio.sleep(1000))  # Work that does not end by itself.
 
     assert run(test) == {"once": 1}
     (call,) = log.calls

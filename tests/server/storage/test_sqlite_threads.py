@@ -293,7 +293,8 @@ def test_reader_gives_up_on_a_busy_file(url: str) -> None:
     with_limits(url, use, replace(REQUESTS, read=0.3))
 
 
-def test_long_write_is_not_taken_for_a_hanging_one(url: str) -> None:
+def test_long_write_is_not_taken_for_a_hanging_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_MARGIN", 0.1)
     go_on = threading.Event()
 
     @long_write
@@ -306,7 +307,7 @@ def test_long_write_is_not_taken_for_a_hanging_one(url: str) -> None:
         for number in range(3):
             with pytest.raises(Unavailable, match=NOT_WRITTEN):
                 await publish(store, number)
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(0.3)  # Longer than another write and the margin.
         assert store.reasons() == []
         go_on.set()
         await waiting

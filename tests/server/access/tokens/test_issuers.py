@@ -19,6 +19,7 @@ from joserfc.jwk import ECKey, RSAKey
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.issuer_settings import IssuerSettings
 from ccp.testing.pki import PKI
+from tests.background_rounds import wait_for_round
 from tests.scripted_server import ENDLESS, Reply
 from tests.server.access.tokens.issuer import (
     AUDIENCE,
@@ -136,7 +137,7 @@ def test_keys_may_lie_in_a_file(pkis: dict[str, PKI], tmp_path: Path) -> None:
             fresh = key()
             refused(post(running, fake.token(fresh)))
             (tmp_path / "keys.json").write_text("not written to its end")
-            time.sleep(1.5)
+            wait_for_round("issuer_keys", failed=True)
             assert post(running, fake.token()).status_code == 400, "keys of before stay"
             (tmp_path / "keys.json").write_bytes(key_set(fresh))
             deadline = time.monotonic() + 30

@@ -58,6 +58,7 @@ def test_contract_that_expires_while_it_waits_is_not_delivered_any_more(pool: Po
     now = datetime.now(UTC).replace(microsecond=0)
     pool.publish(car, valid=(AT, now.fromtimestamp(now.timestamp() + 4, UTC)))
     assert len(pool.ask(car)) == 1
+    # The contract expires in real time while the pool holds it.
     time.sleep(max(0.0, now.timestamp() + 5.1 - time.time()))
     assert negative(pool, car)[0] == "FAILED_NoCertificateAvailable"
 

@@ -229,6 +229,7 @@ def test_list_is_asked_for_conditionally_and_its_number_may_not_fall(listing: Po
     published(listing, contract(), 201, "")
     published(listing, contract(), 201, "")
     assert server.count(path) == 1
+    # The list runs out in real time: the pool has verified it as current before.
     time.sleep(max(0.0, made + 5 - time.monotonic()))
     # The same list, which has run out meanwhile: its server says that it has no newer one.
     published(listing, contract(), 503, "The CRL is stale, and its server has no newer one.")

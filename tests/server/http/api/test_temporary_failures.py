@@ -106,7 +106,7 @@ def test_vehicle_has_its_answer_in_time_whatever_is_slow(
     pkis: dict[str, PKI], dialect: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def hang(*_: object) -> None:
-        await asyncio.sleep(30)
+        await asyncio.sleep(30)  # A check that hangs; the time limit cancels it.
 
     slow: Callable[..., Any] = hang
     with start({"iso2": pkis["iso2"]}) as pool:

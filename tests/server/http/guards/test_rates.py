@@ -28,6 +28,7 @@ from ccp.server.settings import Settings
 from ccp.testing.pki import PKI
 from tests.cli.served_sandbox import free_port, serving
 from tests.server.http.guards.raw import connected
+from tests.waiting import wait_until
 from tests.world import Pool, start
 
 SECOND = 1_000_000_000
@@ -383,7 +384,7 @@ def test_workers_count_together_and_leave_nothing_behind(tmp_path: Path) -> None
     with serving(url, "--port", port, "--workers", 2, cwd=tmp_path, log=tmp_path / "log", temporary=tmp_path / "tmp"):
         (folder,) = (tmp_path / "tmp").glob("opnc-ccp-*")
         assert folder.stat().st_mode & 0o777 == 0o700
-        time.sleep(1)
+        wait_until(lambda: (tmp_path / "log").read_text().count('"worker ready"') == 2)
         seen = []
         began = time.monotonic()
         for _ in range(30):

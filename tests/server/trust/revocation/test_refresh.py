@@ -246,9 +246,13 @@ def test_ocsp_is_used_while_a_crl_takes_long(server: Scripted) -> None:
     async def test(bench: Bench) -> None:
         cleared = await bench.service.ensure_good([made.chain(leaf)], AT)
         assert "OCSP" in cleared.sentences[0]
-        await asyncio.sleep(1)
-        # The list came in the end, and now answers for the next one.
-        assert "CRL" in (await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)).sentences[0]
+        # The list comes in the end, and then answers for the next one.
+        following = made.contract().certificate
+        key = certificate_ref(following, made.sub2.certificate)
+        async with asyncio.timeout(20):
+            while not (await bench.store.read(queries.load([key], bench.service.rules))).crls:  # noqa: ASYNC110  polled
+                await asyncio.sleep(0.02)
+        assert "CRL" in (await bench.service.ensure_good([made.chain(following)], AT)).sentences[0]
         assert (server.count("/2"), server.count("/2.crl")) == (1, 1)
 
     run(test)
