@@ -103,9 +103,11 @@ def long_sleeps(module: ast.Module) -> Iterator[int]:
 
 def uncommented_sleeps(source: str) -> list[int]:
     """Lines of long sleeps that have no comment, neither on the line itself nor on the line above."""
+    if not (lines := list(long_sleeps(ast.parse(source)))):
+        return []
     reader = io.StringIO(source).readline
     commented = {token.start[0] for token in tokenize.generate_tokens(reader) if token.type == tokenize.COMMENT}
-    return [line for line in long_sleeps(ast.parse(source)) if commented.isdisjoint((line - 1, line))]
+    return [line for line in lines if commented.isdisjoint((line - 1, line))]
 
 
 def test_long_sleeps_say_why() -> None:

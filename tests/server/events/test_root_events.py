@@ -171,7 +171,7 @@ def test_root_expiry_is_sent_again_after_a_root_was_added_again(pool: Pool, rece
     with subscribed(pool, receiver, everything(), ["emsp"]):
         pool.change(anchors.add(row))
         wait_until(lambda: len(roots(root.fingerprint, receiver)) == 2)
-        time.sleep(0.5)  # Every server has seen that it was sent.
+        checked(pool)  # Every server has seen that it was sent.
         pool.change(add_again())
         wait_until(lambda: len(roots(root.fingerprint, receiver)) == 4)
         pool.change(anchors.remove(root.fingerprint, now=row.added_at))
