@@ -42,12 +42,18 @@ BASE: Final = "/admin/v1"
 _PAGE_SIZE: Final = 100  # Parties.
 _MAX_PAGE_SIZE: Final = 1000  # A party with few ids has some 300 bytes.
 
+
+def _registered(pattern: str) -> str:
+    """Return the pattern of ids that can be registered. An EMAID may have an underscore there, a party may not."""
+    return pattern.replace(r"\w", "[A-Za-z0-9]")
+
+
 # Types for the OpenAPI description. The registry validates the values, as it does for the command line.
 _ClientId: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "pattern": CLIENT_ID_PATTERN})]
 _Name: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": NAME_LENGTH})]
-_ProviderId: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "pattern": ProviderId.pattern})]
+_ProviderId: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "pattern": _registered(ProviderId.pattern)})]
 _WMI: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "pattern": WMI.pattern})]
-_OperatorId: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "pattern": OperatorId.pattern})]
+_OperatorId: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "pattern": _registered(OperatorId.pattern)})]
 _Time: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
