@@ -415,6 +415,7 @@ def test_events_stay_consistent_under_concurrent_put_and_reset(
 
 
 def test_event_of_no_subscriber_is_not_kept(pool: Pool, other_url: str, receiver: Receiver) -> None:
+    wait_until_loaded("subscribers", servers=2)  # Both servers have forgotten the webhooks of the tests before.
     car = pool.car()
     contract = pool.publish(car)
     ends(pool, contract.emaid, 5 * DAY)
