@@ -21,9 +21,8 @@ run: $(VENV)/run
 	@test -f $(SANDBOX)/ccp.toml || $(BIN)/ccp sandbox $(SANDBOX)
 	$(BIN)/ccp serve --config $(SANDBOX)/ccp.toml
 
-# Modules in the order of their names: the default order puts those with few tests last, and these take longest.
 test: $(VENV)/dev
-	$(BIN)/pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder
+	$(BIN)/pytest -n $(PROCESSES) --dist loadscope
 
 # Under a minute: no servers, no databases but SQLite, nothing to compare with.
 ALONE := not server and not postgres and not browser and not judge
