@@ -130,6 +130,26 @@ def test_start_on_a_port_in_use_is_one_sentence_and_no_banner(tmp_path: Path, wo
     assert error == f"Another process listens on port {port} of 127.0.0.1. Choose another port with --port."
 
 
+def test_pool_with_one_worker_declines_a_reload_and_goes_on(tmp_path: Path) -> None:
+    port = free_port()
+    with starting(tmp_path, "--port", port) as process:
+        assert process.stderr is not None
+        wait_for_port(port, process)
+        process.send_signal(signal.SIGHUP)
+        wait_until_logged(process, "reload declined")
+        wait_for_port(port, process)
+        assert process.poll() is None
+
+
+def wait_until_logged(process: subprocess.Popen[str], event: str) -> None:
+    """Read the log of a process up to an event."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if json.loads(line)["event"] == event:
+            return
+    raise AssertionError(f"the process ended without {event}")
+
+
 def test_start_report_as_text_has_no_colour_codes_in_a_file(tmp_path: Path) -> None:
     port = free_port()
     with starting(tmp_path, "--port", port, "--workers", 2, CCP_LOG_FORMAT="console") as process:

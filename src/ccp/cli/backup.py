@@ -59,7 +59,7 @@ def backup(
         inspect(file)
     except ConfigurationError as exc:
         refusal = str(exc)
-    removed = [] if keep is None or refusal is not None else retention.remove_old(target, keep)
+    removed = [] if keep is None or refusal is not None else retention.remove_old(file, keep)
     if as_json:
         members = {"file": str(file), "variants": done.contracts, "bytes": done.size, "schema": done.revision}
         print_json(members | ({} if keep is None else {"removed": [str(path) for path in removed]}))

@@ -109,7 +109,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     A cell is never folded or cut, because other commands take ids and fingerprints from it.
     """
-    # Text and not str, in which rich would parse brackets as markup.
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
@@ -121,15 +121,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         return
     table = Table(*(Column(name, no_wrap=True) for name in columns), box=None, pad_edge=False, header_style="bold")
     for row in cells:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Text, row))  # Not a str, in which rich would parse brackets as markup.
     (console() if console().is_terminal else Console(width=_ANY_WIDTH)).print(table, soft_wrap=True)
-
-
-def cell_len(text: str) -> int:
-    """Return the number of terminal columns of a text."""
-    from rich.cells import cell_len as columns_of
-
-    return columns_of(text)
 
 
 def _print_blocks(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -39,11 +38,15 @@ def demo() -> None:
 
 
 def _default_port() -> int:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", _PORT), timeout=1), socket.socket() as probe:
+    """Return the usual port, or a free one if a server listens on the usual one."""
+    try:
+        socket.create_connection(("127.0.0.1", _PORT), timeout=1).close()
+    except OSError:
+        return _PORT
+    with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         free: int = probe.getsockname()[1]
         return free
-    return _PORT
 
 
 def sandbox(

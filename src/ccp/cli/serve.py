@@ -52,23 +52,23 @@ def serve(
         if value is not None
     }  # fmt: skip
     effective = settings.load(config, **given)
-    now = datetime.now(UTC)
-    new_database = _check(effective)
-    tls = startup.check_tls(effective, now)
+    new_database, database_warnings = _check(effective)
+    tls = startup.check_tls(effective)
     bound = startup.bind(effective.host, effective.port)
     with _shared_folder(effective, given):
         limit, warnings = _raise_descriptor_limit(effective, given)
         report = _report(effective, bound, config, limit, tls, new_database=new_database)
-        warnings += [*schema_warnings(effective), *startup.warnings(effective, report, tls, now)]
+        warnings += [*database_warnings, *startup.warnings(effective, report, tls, datetime.now(UTC))]
         _export_environment(config, given)
         _show(effective, report, warnings)
         _run(effective, bound)
 
 
-def _check(effective: Settings) -> bool:
+def _check(effective: Settings) -> tuple[bool, tuple[str, ...]]:
     """Check what workers depend on, so that an error is reported once and not by every worker.
 
-    Creates a new SQLite database. Returns whether it did. Raises ConfigurationError.
+    Creates an SQLite database that does not exist. Returns whether it did, and warnings about the configuration of the
+    database. Raises ConfigurationError.
     """
     from ccp.server.storage.engine import schema
 
@@ -80,14 +80,7 @@ def _check(effective: Settings) -> bool:
         from ccp.server.access.trusted_issuers import check_key_files
 
         check_key_files(effective.issuers)
-    return new
-
-
-def schema_warnings(effective: Settings) -> tuple[str, ...]:
-    """Warnings about the configuration of the database."""
-    from ccp.server.storage.engine import schema
-
-    return schema.warnings(effective.database)
+    return new, schema.warnings(effective.database)
 
 
 def _report(
@@ -103,10 +96,11 @@ def _report(
 
     held = overview(effective.database)
     host, port = bound.getsockname()[:2]
+    file = settings.file_in_effect(config)
     return startup.StartReport(
-        url=effective.public_url if effective.base_url or effective.port else f"{effective.public_url}:{port}",
+        url=effective.public_url,
         address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        settings=startup.settings_source(config),
+        settings="none" if file is None else str(file.resolve()),
         database=_shown(effective),
         new_database=new_database,
         workers=effective.workers,

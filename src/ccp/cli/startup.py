@@ -1,16 +1,14 @@
-"""What `ccp serve` checks and says when it starts: the port, the TLS certificate, and what is in the database."""
+"""What `ccp serve` checks and reports when it starts: the port, the TLS certificate, and what is in the database."""
 
 from __future__ import annotations
 
 import errno
 import ipaddress
-import os
 import socket
 import ssl
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -25,7 +23,9 @@ _EXPIRES_SOON: Final = timedelta(days=30)
 def bind(host: str, port: int) -> socket.socket:
     """Bind the port, without listening. port: 0 for any free one. Raises ConfigurationError."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        # Clients of a name such as localhost that has addresses of both kinds try IPv4 too, but not always IPv6.
+        family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
         bound = socket.socket(family, kind, protocol)
     except OSError as exc:
         raise ConfigurationError(f"The pool cannot listen on {host}: {exc.strerror}.") from exc
@@ -46,9 +46,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 @dataclass(frozen=True, slots=True)
 class ServerCertificate:
-    """The certificate of the server: its names and its validity."""
+    """The certificate of the server: the end of its validity, and its names."""
 
-    not_before: datetime
     not_after: datetime
     names: tuple[str, ...]
     """DNS names and addresses of the extension SubjectAltName."""
@@ -60,41 +59,30 @@ class ServerCertificate:
         return any(name == host or (name.startswith("*.") and name[2:] == parent) for name in self.names)
 
 
-def check_tls(config: Settings, now: datetime) -> ServerCertificate | None:
-    """Load the TLS files as a worker would. Returns None without TLS.
+def check_tls(config: Settings) -> ServerCertificate | None:
+    """Load the TLS files as a worker does. Returns None without TLS.
 
     Raises ConfigurationError for files that cannot be used, a key of another certificate, and a certificate that is not
     valid now.
     """
     if config.tls_cert is None:
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    from ccp.server.http.tls import failure_of, usable_certificate
+
     try:
-        context.load_cert_chain(config.tls_cert, config.tls_key)
-        leaf = x509.load_pem_x509_certificate(config.tls_cert.read_bytes())
+        leaf = usable_certificate(config.tls_cert, config.tls_key)
     except (OSError, ValueError) as exc:  # SSLError is an OSError.
-        reason = (isinstance(exc, OSError) and exc.strerror) or str(exc)
         raise ConfigurationError(
-            f"The TLS certificate {config.tls_cert} and key {config.tls_key} cannot be used: {reason}."
+            f"The TLS certificate {config.tls_cert} and key {config.tls_key} cannot be used: {failure_of(exc)}."
         ) from exc
     if config.tls_client_ca is not None:
         try:
-            context.load_verify_locations(config.tls_client_ca)
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_verify_locations(config.tls_client_ca)
         except OSError as exc:
-            reason = exc.strerror or str(exc)
             raise ConfigurationError(
-                f"The CAs of client certificates {config.tls_client_ca} cannot be used: {reason}."
+                f"The CAs of client certificates {config.tls_client_ca} cannot be used: {failure_of(exc)}."
             ) from exc
-    found = ServerCertificate(leaf.not_valid_before_utc, leaf.not_valid_after_utc, tuple(_names(leaf)))
-    if found.not_after < now:
-        raise ConfigurationError(
-            f"The TLS certificate {config.tls_cert} expired on {found.not_after:%Y-%m-%d %H:%M} UTC."
-        )
-    if found.not_before > now:
-        raise ConfigurationError(
-            f"The TLS certificate {config.tls_cert} is not valid before {found.not_before:%Y-%m-%d %H:%M} UTC."
-        )
-    return found
+    return ServerCertificate(leaf.not_valid_after_utc, tuple(_names(leaf)))
 
 
 def _names(leaf: x509.Certificate) -> Iterator[str]:
@@ -114,7 +102,7 @@ class StartReport:
     address: str
     """Address and port that are bound."""
     settings: str
-    """The configuration file, or that there is none."""
+    """The configuration file; "none" without one."""
     database: str
     new_database: bool
     workers: int
@@ -139,17 +127,6 @@ class StartReport:
         yield f"  listening on {self.address}, {tls}; {self.workers} worker(s); settings: {self.settings}"
         anchors = ", ".join(f"{count} {role}" for role, count in sorted(self.anchors.items())) or "none"
         yield f"  trusted certificates: {anchors}; parties: {self.parties}; peers: {self.peers}"
-
-
-def settings_source(named: Path | None) -> str:
-    """Return the configuration file in effect, or "none"."""
-    from ccp.server.settings import DEFAULT_FILE
-
-    if named is None and os.environ.get("CCP_CONFIG"):
-        named = Path(os.environ["CCP_CONFIG"])
-    if named is None and DEFAULT_FILE.exists():
-        named = DEFAULT_FILE
-    return str(named.resolve()) if named is not None else "none"
 
 
 def warnings(config: Settings, report: StartReport, tls: ServerCertificate | None, now: datetime) -> Iterator[str]:

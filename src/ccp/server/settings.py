@@ -409,15 +409,22 @@ def _without_credentials(value: Any) -> Any:
     return value
 
 
+def file_in_effect(path: Path | None = None) -> Path | None:
+    """Return the given file, else that of `CCP_CONFIG`, else `ccp.toml` if it exists; None for no file."""
+    if path is not None:
+        return path
+    if os.environ.get("CCP_CONFIG"):
+        return Path(os.environ["CCP_CONFIG"])
+    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+
+
 def load(path: Path | None = None, **overrides: Any) -> Settings:
     """Load the settings from a file, the environment and the command line; the later source takes precedence.
 
-    path: the file; default: `CCP_CONFIG`, then `ccp.toml` if it exists. overrides: options of the command line; None
+    path: the file; default: see `file_in_effect`. overrides: options of the command line; None
     for an option that was not given. Relative paths in the file are relative to the file. Raises ConfigurationError.
     """
-    named = path or (Path(os.environ["CCP_CONFIG"]) if os.environ.get("CCP_CONFIG") else None)
-    if named is None and DEFAULT_FILE.exists():
-        named = DEFAULT_FILE
+    named = file_in_effect(path)
     values: dict[str, Any] = {}
     if named is not None:
         try:

@@ -58,6 +58,16 @@ def test_backup_into_a_directory_keeps_the_newest_and_removes_only_backups(url: 
     ]
 
 
+def test_new_backup_stays_although_the_clock_was_set_back(url: str, folder: Path) -> None:
+    for year in (2998, 2999):
+        (folder / f"ccp-{year}-01-01T020000Z.db").write_bytes(b"later")
+    printed = json.loads(ccp_ok("backup", folder, "--keep", "2", "--json", env=env(url)).out)
+    assert Path(printed["file"]).exists()
+    left = {path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink() and path.suffix == ".db"}
+    assert {"ccp-2999-01-01T020000Z.db", Path(printed["file"]).name} <= left
+    assert "ccp-2998-01-01T020000Z.db" not in left
+
+
 def test_backup_into_a_directory_without_keep_removes_nothing(url: str, folder: Path) -> None:
     before = {path.name for path in folder.iterdir()}
     ccp_ok("backup", folder, env=env(url))

@@ -14,6 +14,7 @@ import ssl
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast
 
@@ -83,9 +84,9 @@ class Acceptor:
         self.sockets: Final = listening
         self._loop: Final = loop
         self._protocol_factory: Final = protocol_factory
-        self._context: Final = context
+        self._context = context
         self._handshakes: dict[asyncio.Task[None], socket.socket] = {}
-        self._watcher = CertificateWatcher(loop, context) if isinstance(context, CertificateContext) else None
+        self._watcher = CertificateWatcher(loop, context, self._use) if isinstance(context, FileContext) else None
         self._closed = False
 
     def start(self, backlog: int) -> None:
@@ -96,6 +97,10 @@ class Acceptor:
             self._listen(listening)
         if self._watcher is not None:
             self._watcher.start()
+
+    def _use(self, context: ssl.SSLContext) -> None:
+        """Use another context for new connections."""
+        self._context = context
 
     def _listen(self, listening: socket.socket) -> None:
         if not self._closed:
@@ -163,45 +168,55 @@ def shut_down(accepted: socket.socket) -> None:
         accepted.shutdown(socket.SHUT_RDWR)
 
 
-class CertificateContext(ssl.SSLContext):
-    """A TLS context that knows the files of its certificate. Loading them again changes later handshakes only."""
+class FileContext(ssl.SSLContext):
+    """A TLS context that knows its files, and how to make its successor from them."""
 
     certificate: Path
     key: Path | None
+    files: tuple[Path, ...]
+    successor: Callable[[], FileContext]
+    """Returns a new context with the files as they are now. Raises OSError."""
 
-    def load_files(self, certificate: Path, key: Path | None) -> None:
-        """Load the certificate chain and its key. Raises OSError, also for files that are not PEM or do not match."""
-        self.load_cert_chain(certificate, key)
-        self.certificate, self.key = certificate, key
 
-    def reload(self) -> datetime:
-        """Load the files again. Returns the end of the certificate's validity.
+def usable_certificate(certificate: Path, key: Path | None) -> x509.Certificate:
+    """Return the server's certificate of two PEM files that can be used now.
 
-        Raises OSError or ValueError for files that cannot be used and for an expired certificate; the previous
-        certificate then stays.
-        """
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
-        leaf = x509.load_pem_x509_certificate(self.certificate.read_bytes())
-        if leaf.not_valid_after_utc < datetime.now(UTC):
-            raise ValueError(f"the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
-        self.load_cert_chain(self.certificate, self.key)
-        return leaf.not_valid_after_utc
+    Raises OSError for files that cannot be read, are not PEM, or do not belong together; ValueError for a certificate
+    that cannot be parsed, has expired, or is not valid yet.
+    """
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    leaf = x509.load_pem_x509_certificate(certificate.read_bytes())
+    now = datetime.now(UTC)
+    if leaf.not_valid_after_utc < now:
+        raise ValueError(f"the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+    if leaf.not_valid_before_utc > now:
+        raise ValueError(f"the certificate is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC")
+    return leaf
+
+
+def failure_of(exc: OSError | ValueError) -> str:
+    """Why TLS files cannot be used, as the end of a sentence without its full stop."""
+    return (isinstance(exc, OSError) and exc.strerror) or str(exc)
 
 
 class CertificateWatcher:
-    """Loads the certificate again when its files have changed, in each worker, without dropping a connection.
+    """Makes a new TLS context when the files have changed, in each worker, without dropping a connection.
 
-    Two files cannot be replaced at the same instant, so a change counts when the files have stayed the same for one
-    interval. An unusable pair is logged once, and the previous certificate stays in use.
+    Files cannot be replaced at the same instant, so a change counts when the files have stayed the same for one
+    interval. Unusable files are logged once, and the context in use stays as it is.
     """
 
     INTERVAL: ClassVar[float] = 2.0
     """Seconds between two looks at the files."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, context: CertificateContext) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, context: FileContext, use: Callable[[FileContext], None]
+    ) -> None:
+        """use: called with each new context."""
         self._loop: Final = loop
-        self._context: Final = context
-        self._loaded = self._seen = self._state()
+        self._context = context
+        self._use: Final = use
+        self._tried = self._seen = self._state()
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -216,35 +231,41 @@ class CertificateWatcher:
     def _look(self) -> None:
         self.start()
         state = self._state()
-        if state == self._seen and state != self._loaded:
-            self._loaded = state
-            try:
-                valid_until = self._context.reload()
-            except (OSError, ValueError) as exc:
-                reason = (isinstance(exc, OSError) and exc.strerror) or str(exc)
-                _log.error("tls certificate not reloaded", file=str(self._context.certificate), reason=reason)
-            else:
-                _log.info("tls certificate reloaded", file=str(self._context.certificate), valid_until=str(valid_until))
+        if state == self._seen and state != self._tried:
+            self._tried = state
+            self._renew()
         self._seen = state
+
+    def _renew(self) -> None:
+        file = str(self._context.certificate)
+        try:
+            leaf = usable_certificate(self._context.certificate, self._context.key)
+            self._context = self._context.successor()
+        except (OSError, ValueError) as exc:
+            _log.error("tls certificate not reloaded", file=file, reason=failure_of(exc))
+            return
+        self._use(self._context)
+        _log.info("tls certificate reloaded", file=file, valid_until=str(leaf.not_valid_after_utc))
 
     def _state(self) -> tuple[tuple[int, int, int] | None, ...]:
         """Identity, size and time of each file; None for one that cannot be read. Symbolic links are followed."""
         found: list[tuple[int, int, int] | None] = []
-        for path in (self._context.certificate, self._context.key):
+        for path in self._context.files:
             try:
-                status = path.stat() if path is not None else None
+                status = path.stat()
             except OSError:
-                status = None
-            found.append(status and (status.st_ino, status.st_size, status.st_mtime_ns))
+                found.append(None)
+            else:
+                found.append((status.st_ino, status.st_size, status.st_mtime_ns))
         return tuple(found)
 
 
-def tls_context(config: Config, default: object) -> ssl.SSLContext:
+def tls_context(config: Config, default: object) -> FileContext:
     """Return the TLS context: TLS 1.2 or 1.3; in 1.2 only cipher suites with forward secrecy and AEAD.
 
     Source: RFC 9325 clauses 3.1 and 4.2; BSI TR-02102-2 for the same choice.
     """
-    context = CertificateContext(ssl.PROTOCOL_TLS_SERVER)
+    context = FileContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # TLS 1.3 has its own list, which is secure.
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
@@ -254,5 +275,10 @@ def tls_context(config: Config, default: object) -> ssl.SSLContext:
         context.load_verify_locations(config.ssl_ca_certs)
     if config.ssl_certfile is None:
         raise RuntimeError("the server has no certificate")
-    context.load_files(Path(config.ssl_certfile), Path(config.ssl_keyfile) if config.ssl_keyfile else None)
+    context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+    context.certificate = Path(config.ssl_certfile)
+    context.key = Path(config.ssl_keyfile) if config.ssl_keyfile else None
+    named = (config.ssl_certfile, config.ssl_keyfile, config.ssl_ca_certs)
+    context.files = tuple(Path(name) for name in named if name)
+    context.successor = partial(tls_context, config, default)
     return context

@@ -17,21 +17,22 @@ def name_of(at: datetime) -> str:
     return f"ccp-{at.astimezone(UTC):%Y-%m-%dT%H%M%SZ}.db"
 
 
-def remove_old(directory: Path, keep: int) -> list[Path]:
-    """Remove all but the newest backups, by name. Returns the removed files. keep: at least 1.
+def remove_old(newest: Path, keep: int) -> list[Path]:
+    """Remove all but the newest backups beside a new one. Returns the removed files.
 
-    Only regular files with the exact name of a backup count; everything else in the directory stays. Raises
-    ConfigurationError.
+    newest: the backup that was just written; it stays even if the clock was set back and others have later names.
+    keep: at least 1. Only regular files with the exact name of a backup count; everything else in the directory stays.
+    Raises ConfigurationError.
     """
     try:
-        found = sorted(
+        others = sorted(
             path
-            for path in directory.iterdir()
-            if _NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink()
+            for path in newest.parent.iterdir()
+            if path != newest and _NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink()
         )
-        removed = found[:-keep]
+        removed = others[: max(0, len(others) - (keep - 1))]
         for path in removed:
             path.unlink()
     except OSError as exc:
-        raise ConfigurationError(f"Old backups in {directory} cannot be removed: {exc.strerror}.") from exc
+        raise ConfigurationError(f"Old backups in {newest.parent} cannot be removed: {exc.strerror}.") from exc
     return removed

@@ -17,6 +17,7 @@ from ccp.server.http import tls
 from ccp.testing.pki import PKI
 from tests.cli.served_sandbox import own_certificate
 from tests.cli.server_certificates import certificate
+from tests.server.access.tokens.client_certificates import CA, credential
 from tests.server.http.guards.raw import Raw
 from tests.waiting import wait_until
 from tests.world import Pool, start
@@ -104,6 +105,33 @@ def test_unusable_files_keep_the_certificate_and_the_next_usable_ones_are_used(
     wait_until(lambda: presented(secure) == der(new[0]))
     assert len(attempts) == 1, "logged once"
     assert x509.load_der_x509_certificate(old)
+
+
+def test_new_cas_of_client_certificates_count_for_new_connections(
+    pkis: dict[str, PKI], files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls.CertificateWatcher, "INTERVAL", 0.02)
+    other_ca = credential("Other CA")
+    client = credential("client", other_ca).save(tmp_path, "client")
+    (tmp_path / "ca.pem").write_bytes(CA.pem)
+    (tmp_path / "other.pem").write_bytes(other_ca.pem)
+    with start({"iso2": pkis["iso2"]}, tls_cert=files[0], tls_key=files[1], tls_client_ca=tmp_path / "ca.pem") as pool:
+        context = ssl.create_default_context(cafile=str(files[0]))
+        context.load_cert_chain(*client)
+
+        def accepted() -> bool:
+            address = ("127.0.0.1", int(pool.base_url.rsplit(":", 1)[1]))
+            try:
+                plain = socket.create_connection(address, timeout=5)
+                with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+                    connection.sendall(HEALTH.encode())
+                    return connection.recv(9).startswith(b"HTTP/1.1")
+            except OSError:
+                return False
+
+        assert not accepted()
+        os.replace(tmp_path / "other.pem", tmp_path / "ca.pem")
+        wait_until(accepted)
 
 
 def test_linked_files_are_followed(secure: Pool, files: tuple[Path, Path], tmp_path: Path) -> None:
