@@ -259,6 +259,32 @@ def test_refused_connection_is_named(kind: str) -> None:
         assert not error.outcome_unknown
 
 
+def test_refused_connection_of_a_proxy_names_the_proxy(kind: str) -> None:
+    proxy = nowhere()
+    for scheme in ("http", "https"):
+        with (
+            connect(kind, f"{scheme}://pool.example", token="t", proxy=proxy, retry=QUICK_RETRY) as client,
+            pytest.raises(RefusedConnectionError) as caught,
+        ):
+            client.contracts_of_emaid(EMAID)
+        assert f"http://{caught.value.host}:{caught.value.port}" == proxy
+        assert str(caught.value).startswith(proxy.removeprefix("http://"))
+
+
+def test_failure_after_an_attempt_of_unknown_outcome_is_of_unknown_outcome(kind: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def accept_once() -> None:
+            accepted, _ = listening.accept()
+            listening.close()
+            with accepted:
+                accepted.recv(65536)
+
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        threading.Thread(target=accept_once, daemon=True).start()
+        assert failure(kind, url, RefusedConnectionError).outcome_unknown
+
+
 def test_response_that_takes_too_long_is_named(kind: str) -> None:
     with scripted() as server:
         server.on(CONTRACTS, HANG)

@@ -302,6 +302,9 @@ def test_publication_has_the_members_of_the_dialect(kind: str) -> None:
     message = exi.encode(RESPONSE)
     # A zero byte after the message, which XML does not preserve.
     other = message + b"\0"
+    # An attribute with white space around it, which XML does not preserve either.
+    assert isinstance(RESPONSE.Body, exi.iso2.CertificateInstallationRes)
+    spaced = exi.encode(RESPONSE._replace(Body=RESPONSE.Body._replace(eMAID=exi.iso2.EMAID(" ID1", "DEEXAC00000001"))))
     members = {"emaid": "DEEXAC00000001", "pcid": "WEX0TEST000000001", "xsdMsgDefNamespace": str(Namespace.ISO2)}
     named = {"emaid": members["emaid"], "pcid": members["pcid"], "namespace": Namespace.ISO2, "metadata": "about it"}
     for dialect, path, data, expected in (
@@ -311,6 +314,8 @@ def test_publication_has_the_members_of_the_dialect(kind: str) -> None:
          {"signedContractDataXML": b64(exi.to_xml(RESPONSE)), "metadata": "about it"}),
         (Dialect.OPCP, "/v1/ccp/signedContractData", other,
          {"certificateInstallationRes": b64(other), "metadata": "about it"}),
+        (Dialect.OPCP, "/v1/ccp/signedContractData", spaced,
+         {"certificateInstallationRes": b64(spaced), "metadata": "about it"}),
         (Dialect.OPCP, "/v1/ccp/signedContractData", b"not EXI",
          {"certificateInstallationRes": b64(b"not EXI"), "metadata": "about it"}),
     ):  # fmt: skip

@@ -100,8 +100,13 @@ def test_client_says_what_is_wrong_with_a_webhook(hooked: Pool, kind: str) -> No
     with connect(kind, hooked.base_url, credentials=credentials(hooked, "oem")) as oem:
         with pytest.raises(BadRequestError, match="is for a role that the caller does not have"):
             oem.create_webhook("https://hooks.example/x", ["emsp.contract.rejected.by.oem"])
-        with pytest.raises(FieldError, match="list of names"):
-            oem.create_webhook("https://hooks.example/x", CREATED)
+        for wrong in (
+            {"events": CREATED},
+            {"events": [CREATED], "wmis": "WEX"},
+            {"events": [], "provider_ids": "DEEXA"},
+        ):
+            with pytest.raises(FieldError, match="must be a list, not one text"):
+                oem.create_webhook("https://hooks.example/x", **wrong)
         for webhook_id in ("", ".", "..", "a\nb", "x" * 201):
             with pytest.raises(FieldError, match="webhook_id"):
                 oem.get_webhook(webhook_id)

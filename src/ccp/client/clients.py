@@ -28,7 +28,7 @@ from ccp.client.responses import HttpResponse
 from ccp.client.session import Action, Authorize, Exchange, ProtocolFlow, Session, Sleep
 from ccp.client.timed_backend import TimedBackend
 from ccp.client.tls_probe import speaks_tls, speaks_tls_async
-from ccp.client.transport_errors import Progress, no_response, timed_out, tls_required, wants_tls
+from ccp.client.transport_errors import Progress, is_plain_http, no_response, timed_out, tls_required, wants_tls
 from ccp.errors import ConfigurationError
 from ccp.schemas.common import Routing
 
@@ -129,8 +129,8 @@ class BaseClient:
         self._session = Session(
             base_url, access, timeouts, retry, clock=time.monotonic, wall_clock=time.time, random=random.random
         )
-        self._plain_http_works = False  # Or it was found out why not.
-        self._proxied = proxy is not None
+        self._may_probe_tls = True  # Until there is a response, or a port was probed.
+        self._proxy = proxy
         urls = (base_url, proxy, None if credentials is None else credentials.token_url)
         options: dict[str, Any] = {
             # Loading the system's CAs takes time, which a client of plain HTTP saves.
@@ -150,16 +150,16 @@ class BaseClient:
         """Return a response, unless it says that the port is for HTTPS. Raises TLSRequiredError."""
         if wants_tls(exchange.url, response):
             raise tls_required(exchange.url)
-        self._plain_http_works = True
+        self._may_probe_tls = False
         return response
 
     def _may_speak_tls(self, exchange: Exchange, failure: NoResponseError) -> bool:
         """Whether to find out if a server that closes connections without a response speaks TLS. True at most once."""
-        if self._plain_http_works or type(failure) is not NoResponseError or not failure.outcome_unknown:
+        if not self._may_probe_tls or type(failure) is not NoResponseError or not failure.outcome_unknown:
             return False
-        if self._proxied or not exchange.url.lower().startswith("http:"):
+        if self._proxy is not None or not is_plain_http(exchange.url):
             return False
-        self._plain_http_works = True
+        self._may_probe_tls = False
         return True
 
     def _response(self, response: httpcore.Response, body: bytes) -> HttpResponse:
@@ -186,7 +186,7 @@ def _translate_errors(exchange: Exchange, progress: Progress) -> Iterator[None]:
     except (
         httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError, OSError,
     ) as exc:  # fmt: skip
-        raise no_response(exchange.url, exc, progress.step) from exc
+        raise no_response(progress.url, exc, progress.step) from exc
 
 
 class Client(BaseClient):
@@ -271,7 +271,7 @@ class Client(BaseClient):
             raise tls_required(exchange.url) from exc
 
     def _send(self, exchange: Exchange) -> HttpResponse:
-        progress = Progress()
+        progress = Progress(exchange.url, self._proxy)
         left = max(0.0, exchange.deadline - time.monotonic())
         extensions: dict[str, Any] = {"timeout": {"pool": left}, "trace": progress.trace}
         with (
@@ -390,7 +390,7 @@ class AsyncClient(BaseClient):
             raise tls_required(exchange.url) from exc
 
     async def _send(self, exchange: Exchange) -> HttpResponse:
-        progress = Progress()
+        progress = Progress(exchange.url, self._proxy)
         try:
             # The timeout is outermost: inside, its TimeoutError would be translated as an OSError.
             async with asyncio.timeout(max(0.0, exchange.deadline - time.monotonic())):
@@ -409,7 +409,7 @@ class AsyncClient(BaseClient):
                                 raise self._too_large(response)
                         return self._response(response, bytes(body))
         except TimeoutError as exc:
-            raise timed_out(exchange.url, progress.step) from exc
+            raise timed_out(progress.url, progress.step) from exc
 
 
 def _needs_tls(urls: Iterable[str | None]) -> bool:

@@ -57,8 +57,9 @@ class ClientError(CCPError):
 class NoResponseError(ClientError):
     """There was no response in time.
 
-    outcome_unknown: False if the request cannot have reached the pool. host, port: of the server, None if no request
-    was made. permanent: whether a retry fails in the same way until a configuration changes.
+    outcome_unknown: False if no attempt can have reached the pool. host, port: of the server, or of a proxy that cannot
+    be reached; None if no request was made. permanent: whether a retry fails in the same way until a configuration
+    changes.
     """
 
     code = "no_answer"

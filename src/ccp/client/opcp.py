@@ -81,14 +81,14 @@ class OPCPOperations(Operations):
 def _message_member(message: bytes) -> dict[str, str | None]:
     """The member with the message of a publication: XML, as the description says. message: EXI.
 
-    A pool encodes XML in the standard's form. The signature of a message in another form would not verify, so that one
-    is sent as EXI, which pools like this project's take.
+    A pool encodes the XML again. A message that is not the same afterwards is sent as EXI, which pools like this
+    project's take: its signature would not verify.
     """
     try:
-        decoded = exi.decode(message)
-        is_standard = exi.encode(decoded) == message
+        document = exi.to_xml(exi.decode(message))
+        is_preserved = exi.encode(exi.from_xml(document)) == message
     except EXIError:
-        is_standard = False
-    if not is_standard:
+        is_preserved = False
+    if not is_preserved:
         return {"certificateInstallationRes": encode_base64(message)}
-    return {"signedContractDataXML": encode_base64(exi.to_xml(decoded))}
+    return {"signedContractDataXML": encode_base64(document)}

@@ -187,10 +187,11 @@ class Session:
             try:
                 response: HttpResponse = yield Exchange(method, url, sent, content, request_deadline)
             except NoResponseError as exc:
+                # An earlier attempt may have reached the server even if this one did not.
+                outcome_unknown = exc.outcome_unknown = outcome_unknown or exc.outcome_unknown
                 if exc.permanent:
                     raise
                 failure = exc
-                outcome_unknown = outcome_unknown or exc.outcome_unknown
             else:
                 if response.status not in _RETRIED:
                     return response, outcome_unknown

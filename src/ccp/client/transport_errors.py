@@ -73,10 +73,18 @@ _STEPS: Final = {
 
 
 class Progress:
-    """Follows one request by httpcore's trace events."""
+    """Follows one request by httpcore's trace events. proxy: its URL."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str, proxy: str | None) -> None:
+        self._url = url
+        self._proxy = proxy
         self.step = Step.WAITING
+
+    @property
+    def url(self) -> str:
+        """Of the server that this step talks to. Before the first header is sent, it is the proxy."""
+        connecting = self.step in (Step.CONNECTING, Step.HANDSHAKE)
+        return self._proxy if connecting and self._proxy is not None else self._url
 
     def trace(self, event: str, info: object) -> None:
         """Take an event such as "connection.connect_tcp.started"."""
@@ -92,6 +100,11 @@ def place_of(url: str) -> tuple[str, int, str]:
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)
     return host, port, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_plain_http(url: str) -> bool:
+    """Whether requests to a URL are sent without TLS."""
+    return urlsplit(url).scheme == "http"
 
 
 def timed_out(url: str, step: Step) -> NoResponseError:
@@ -112,7 +125,7 @@ def tls_required(url: str) -> NoResponseError:
 
 def wants_tls(url: str, response: HttpResponse) -> bool:
     """Whether a response is that of a port for HTTPS to a request without TLS."""
-    return response.status == 400 and url.startswith("http:") and _HTTPS_PORT.search(response.body[:4096]) is not None
+    return response.status == 400 and is_plain_http(url) and _HTTPS_PORT.search(response.body[:4096]) is not None
 
 
 def no_response(url: str, exc: Exception, step: Step) -> NoResponseError:

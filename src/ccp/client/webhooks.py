@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Final, Literal, TypeAlias
+from typing import Any, ClassVar, Final
 from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,9 +18,7 @@ from ccp.client.responses import HttpResponse, limited, malformed, parse, parse_
 from ccp.client.untrusted_text import MAX_SENTENCE
 from ccp.errors import FieldError
 from ccp.schemas.common import MAX_ITEMS, Routing
-from ccp.schemas.events import EndpointSecret, PingOutcome, ReceivedEndpoint
-
-SignatureFormat: TypeAlias = Literal["sha256", "bare"]
+from ccp.schemas.events import EndpointSecret, PingOutcome, ReceivedEndpoint, SignatureFormatField
 
 _ENDPOINTS: Final = TypeAdapter(list[ReceivedEndpoint])
 _MAX_ID: Final = 200  # Characters of a webhook's id.
@@ -37,7 +35,7 @@ class WebhookOperations(CallBuilder):
         self, *, routing: Routing | None = None, timeout: float | None = None
     ) -> Call[tuple[Webhook, ...]]:
         """List the caller's webhooks, without their secrets."""
-        return self._webhook_call("GET", "", _parse_list, routing, timeout)
+        return self._call("GET", self.webhooks_path, _parse_list, routing, timeout, base="")
 
     def create_webhook(
         self,
@@ -49,7 +47,7 @@ class WebhookOperations(CallBuilder):
         description: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         enabled: bool | None = None,
-        signature_format: SignatureFormat | None = None,
+        signature_format: SignatureFormatField | None = None,
         routing: Routing | None = None,
         timeout: float | None = None,
     ) -> Call[Webhook]:
@@ -59,16 +57,24 @@ class WebhookOperations(CallBuilder):
         signature_format: "bare" for a receiver that expects no `sha256=` in X-Operator-Signature. It is not sent again
         when its outcome is unknown: see `list_webhooks` then.
         """
-        body = {**_members(url, events, description, metadata, enabled, signature_format), **_ids(wmis, provider_ids)}
-        return self._webhook_call(
-            "POST", "", _parse_webhook, routing, timeout, body=body, success=_CREATED, repeatable=False
+        body = _members(url, events, wmis, provider_ids, description, metadata, enabled, signature_format)
+        return self._call(
+            "POST",
+            self.webhooks_path,
+            _parse_webhook,
+            routing,
+            timeout,
+            base="",
+            body=body,
+            success=_CREATED,
+            repeatable=False,
         )
 
     def get_webhook(
         self, webhook_id: str, *, routing: Routing | None = None, timeout: float | None = None
     ) -> Call[Webhook]:
         """Get a webhook, without its secret."""
-        return self._webhook_call("GET", _path(webhook_id), _parse_webhook, routing, timeout)
+        return self._call("GET", self._path_of(webhook_id), _parse_webhook, routing, timeout, base="")
 
     def change_webhook(
         self,
@@ -81,13 +87,13 @@ class WebhookOperations(CallBuilder):
         description: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         enabled: bool | None = None,
-        signature_format: SignatureFormat | None = None,
+        signature_format: SignatureFormatField | None = None,
         routing: Routing | None = None,
         timeout: float | None = None,
     ) -> Call[Webhook]:
         """Change the given properties of a webhook; None leaves one as it is. url: required, also if it stays."""
-        body = {**_members(url, events, description, metadata, enabled, signature_format), **_ids(wmis, provider_ids)}
-        return self._webhook_call("PUT", _path(webhook_id), _parse_webhook, routing, timeout, body=body)
+        body = _members(url, events, wmis, provider_ids, description, metadata, enabled, signature_format)
+        return self._call("PUT", self._path_of(webhook_id), _parse_webhook, routing, timeout, base="", body=body)
 
     def remove_webhook(
         self, webhook_id: str, *, routing: Routing | None = None, timeout: float | None = None
@@ -97,9 +103,15 @@ class WebhookOperations(CallBuilder):
         def parse(response: HttpResponse) -> RemovedWebhook:
             return RemovedWebhook()
 
-        unconfirmed = RemovedWebhook(confirmed=False)
-        return self._webhook_call(
-            "DELETE", _path(webhook_id), parse, routing, timeout, success=_REMOVED, not_found_after_retry=unconfirmed
+        return self._call(
+            "DELETE",
+            self._path_of(webhook_id),
+            parse,
+            routing,
+            timeout,
+            base="",
+            success=_REMOVED,
+            not_found_after_retry=RemovedWebhook(confirmed=False),
         )
 
     def rotate_webhook_secret(
@@ -117,40 +129,39 @@ class WebhookOperations(CallBuilder):
         second rotation gives a secret that is known.
         """
         body = {} if overlap is None else {"overlap": overlap}
-        path = f"{_path(webhook_id)}/secret"
-        return self._webhook_call("POST", path, _parse_secret, routing, timeout, body=body, repeatable=False)
+        path = f"{self._path_of(webhook_id)}/secret"
+        return self._call("POST", path, _parse_secret, routing, timeout, base="", body=body, repeatable=False)
 
     def ping_webhook(
         self, webhook_id: str, *, routing: Routing | None = None, timeout: float | None = None
     ) -> Call[PingResult]:
         """Let the pool send a test event to a webhook now, and get what came back."""
-        path = f"{_path(webhook_id)}/ping"
-        return self._webhook_call("POST", path, _parse_ping, routing, timeout, repeatable=False)
+        path = f"{self._path_of(webhook_id)}/ping"
+        return self._call("POST", path, _parse_ping, routing, timeout, base="", repeatable=False)
 
-    def _webhook_call(self, method: str, path: str, *args: Any, **options: Any) -> Call[Any]:
-        return self._call(method, self.webhooks_path + path, *args, base="", **options)
-
-
-def _path(webhook_id: str) -> str:
-    """Raises FieldError for a text that is no id."""
-    if not (0 < len(webhook_id) <= _MAX_ID and webhook_id.isprintable() and webhook_id not in (".", "..")):
-        raise FieldError(f"webhook_id : must be 1 to {_MAX_ID} printable characters")
-    return "/" + quote(webhook_id, safe="")
+    def _path_of(self, webhook_id: str) -> str:
+        """Raises FieldError for a text that is no id."""
+        if not (0 < len(webhook_id) <= _MAX_ID and webhook_id.isprintable() and webhook_id not in (".", "..")):
+            raise FieldError(f"webhook_id : must be 1 to {_MAX_ID} printable characters")
+        return f"{self.webhooks_path}/{quote(webhook_id, safe='')}"
 
 
 def _members(
     url: str,
     events: Iterable[str] | None,
+    wmis: Iterable[str] | None,
+    provider_ids: Iterable[str] | None,
     description: str | None,
     metadata: Mapping[str, Any] | None,
     enabled: bool | None,
     signature_format: str | None,
 ) -> dict[str, Any]:
-    if isinstance(events, str):
-        raise FieldError("events : must be a list of names, not one text")
+    """The members of a request. Raises FieldError."""
     return {
         "url": url,
-        "enabledEvents": None if events is None else list(events),
+        "enabledEvents": _list("events", events),
+        "wmi": _list("wmis", wmis),
+        "providerIds": _list("provider_ids", provider_ids),
         "description": description,
         "metadata": None if metadata is None else dict(metadata),
         "status": None if enabled is None else "enabled" if enabled else "disabled",
@@ -158,11 +169,11 @@ def _members(
     }
 
 
-def _ids(wmis: Iterable[str] | None, provider_ids: Iterable[str] | None) -> dict[str, list[str] | None]:
-    return {
-        "wmi": None if wmis is None else [str(each) for each in wmis],
-        "providerIds": None if provider_ids is None else [str(each) for each in provider_ids],
-    }
+def _list(name: str, texts: Iterable[str] | None) -> list[str] | None:
+    """Raises FieldError for a single text, whose characters would be the items."""
+    if isinstance(texts, str):
+        raise FieldError(f"{name} : must be a list, not one text")
+    return None if texts is None else [str(each) for each in texts]
 
 
 def _parse_list(response: HttpResponse) -> tuple[Webhook, ...]:

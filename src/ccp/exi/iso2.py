@@ -118,9 +118,9 @@ class V2G_Message(NamedTuple):
     Body: CertificateInstallationReq | CertificateInstallationRes
 
 
-# Namespaces of the XML schemas. The EMAIDs and the keys have a type of their own in MsgDataTypes, and so on; an element
-# is in the namespace of the type that declares it. Attributes are in the namespace of their type, those of xmldsig in
-# none.
+# Namespaces of the XML schemas. A name is in the namespace of the type that declares it: SessionID, which the header's
+# type declares, in MsgHeader; RootCertificateID, which a list's type declares, in MsgDataTypes. The attributes of
+# XML Signature are in no namespace.
 _MESSAGES, _HEADERS, _BODIES, TYPES = (
     f"urn:iso:15118:2:2013:{name}" for name in ("MsgDef", "MsgHeader", "MsgBody", "MsgDataTypes")
 )

@@ -27,9 +27,8 @@ from ccp.exi.xmldsig import XML_NAMESPACE as DSIG
 MAX_XML_BYTES: Final = 4 * MAX_MESSAGE_BYTES
 
 _XSI: Final = "http://www.w3.org/2001/XMLSchema-instance"
-_MAX_NAMESPACES: Final = (
-    64  # Declarations in a document. Generators declare all namespaces of all schemas, some twenty.
-)
+# Declarations in a document. Generators declare all namespaces of all schemas, some twenty.
+_MAX_NAMESPACES: Final = 64
 _XML: Final = "http://www.w3.org/XML/1998/namespace"
 _XMLNS: Final = "http://www.w3.org/2000/xmlns/"
 _ENCODINGS: Final = frozenset({"UTF-8", "UTF-16"})
@@ -229,7 +228,7 @@ class _Reader:
         element = frame.element
         if given:
             self._read_instance_attributes(element, given)
-        namespace = "" if element.namespace == DSIG else element.namespace
+        namespace = _attribute_namespace(element)
         for particle in element.particles[frame.index :]:
             if particle.sort != ATTRIBUTE:
                 break
@@ -293,6 +292,11 @@ class _Reader:
             parent.slots.setdefault((place, frame.name), []).append(value)
         else:
             parent.slots[place, frame.name] = value
+
+
+def _attribute_namespace(element: ElementType) -> str:
+    """The namespace of the attributes of an element. Those of XML Signature have none."""
+    return "" if element.namespace == DSIG else element.namespace
 
 
 def _slot(frame: _Frame, index: int, particle: Particle, alternative: Any) -> Any:
@@ -363,9 +367,6 @@ def _write(
     inner = line and line + "  "
     children: list[str] = []
     text = False
-    qualified = (
-        "" if element.namespace == DSIG else f"{prefixes[element.namespace]}:" if element.namespace in prefixes else ""
-    )
     for (_, particle, alternative), slot in zip(element.slots, element.split(value), strict=True):
         kind = alternative.kind
         if particle.sort == TEXT:
@@ -376,6 +377,8 @@ def _write(
             continue
         elif particle.sort == ATTRIBUTE:
             assert isinstance(kind, SimpleType)
+            namespace = _attribute_namespace(element)
+            qualified = f"{prefixes[namespace]}:" if namespace else ""
             attributes += f' {qualified}{alternative.name}="{str(kind.to_json(slot)).translate(_IN_ATTRIBUTES)}"'
         else:
             assert kind is not None

@@ -187,8 +187,8 @@ class ReceivedEndpoint(APIModel):
     metadata: JSONObject | None = None
     status: str | None = None
     secret: str | None = None
-    wmis: list[str] | None = None
-    providerIds: list[str] | None = None
+    wmis: Annotated[list[str], LIMITED] | None = None
+    providerIds: Annotated[list[str], LIMITED] | None = None
     userRole: str | None = None
     userName: str | None = None
     signatureFormat: str | None = None

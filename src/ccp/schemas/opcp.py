@@ -233,12 +233,18 @@ class RootResponse(APIModel):
 # --- Responses of other pools, as a client reads them ----------------------------------------------------------------
 
 
-def _fingerprint(text: str | None) -> Fingerprint | None:
-    """Read a root's fingerprint, if it is one: the published description gives the member the pattern of a UUID."""
-    try:
-        return Fingerprint.parse(text or "")
-    except FieldError:
-        return None
+class _ReceivedRootFingerprint(APIModel):
+    """A member with anything as fingerprint: the published description gives it the pattern of a UUID or of a name."""
+
+    cpsV2GRootCertificateFingerprint: str | None = None
+
+    @property
+    def root(self) -> Fingerprint | None:
+        """The V2G root of the provisioning service; None if the pool gives no fingerprint."""
+        try:
+            return Fingerprint.parse(self.cpsV2GRootCertificateFingerprint or "")
+        except FieldError:
+            return None
 
 
 class ReceivedRootCertificate(APIModel):
@@ -267,15 +273,8 @@ class ReceivedRootResponse(APIModel):
     RootResponse: ReceivedRootCertificate
 
 
-class ReceivedMessageDef(MessageDef):
+class ReceivedMessageDef(_ReceivedRootFingerprint, MessageDef):
     """As `MessageDef`, with anything as fingerprint."""
-
-    cpsV2GRootCertificateFingerprint: str | None = None
-
-    @property
-    def root(self) -> Fingerprint | None:
-        """The V2G root of the provisioning service; None if the pool gives no fingerprint."""
-        return _fingerprint(self.cpsV2GRootCertificateFingerprint)
 
 
 class ReceivedEmaidContent(APIModel):
@@ -296,34 +295,20 @@ class ReceivedOPCPSignedContractData(APIModel):
     CCPResponse: ReceivedEmaidContents
 
 
-class ReceivedXMLContract(_XMLContract):
+class ReceivedXMLContract(_ReceivedRootFingerprint, _XMLContract):
     """As `XMLContract`, with what pools leave out or spell differently. One of the first two is there."""
 
     defaultContract: bool | None = None
     priority: int | None = None
-    # The published description gives the patterns of the fingerprint and of the name to each other.
-    cpsV2GRootCertificateFingerprint: str | None = None
 
     @property
     def is_default(self) -> bool:
         """Whether the contract is the vehicle's default."""
         return self.priority == 1 if self.defaultContract is None else self.defaultContract
 
-    @property
-    def root(self) -> Fingerprint | None:
-        """The V2G root of the provisioning service; None if the pool gives no fingerprint."""
-        return _fingerprint(self.cpsV2GRootCertificateFingerprint)
 
-
-class ReceivedProvidedSignedContractData(ProvidedSignedContractData):
+class ReceivedProvidedSignedContractData(_ReceivedRootFingerprint, ProvidedSignedContractData):
     """As `ProvidedSignedContractData`, with anything as fingerprint."""
-
-    cpsV2GRootCertificateFingerprint: str | None = None
-
-    @property
-    def root(self) -> Fingerprint | None:
-        """The V2G root of the provisioning service; None if the pool gives no fingerprint."""
-        return _fingerprint(self.cpsV2GRootCertificateFingerprint)
 
 
 class ReceivedXMLContracts(APIModel):

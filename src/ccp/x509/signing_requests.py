@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP521R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import NameOID
 
 from ccp.errors import ChainError, FieldError
@@ -102,8 +103,6 @@ def unwrap(body: bytes, what: str) -> bytes:
     return body
 
 
-def _key_info(key: object) -> bytes:
+def _key_info(key: CertificatePublicKeyTypes) -> bytes:
     """SubjectPublicKeyInfo of a public key, DER."""
-    assert hasattr(key, "public_bytes"), "every public key of the library has it"
-    encoded: bytes = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return encoded
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
