@@ -40,7 +40,7 @@ def backup(
     ],
     keep: Annotated[
         int | None,
-        typer.Option(min=1, help="With a directory: keep so many of its backups, and remove older ones afterwards."),
+        typer.Option(min=1, help="With a directory: keep this number of its newest backups; remove older ones."),
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,

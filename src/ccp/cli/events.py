@@ -43,7 +43,7 @@ AllOption = Annotated[bool, typer.Option("--all", help="Every dead delivery.")]
 
 @app.command("list")
 def list_deliveries(
-    state: Annotated[Which, typer.Option(help="DeliveryState of the deliveries.")] = Which.DEAD,
+    state: Annotated[Which, typer.Option(help="Deliveries of this state only.")] = Which.DEAD,
     endpoint: EndpointOption = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number.")] = 100,
     config: ConfigOption = None,

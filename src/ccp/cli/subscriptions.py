@@ -86,7 +86,7 @@ def subscribe(
 
 def unsubscribe(
     name: NameArgument,
-    local: Annotated[bool, typer.Option("--local", help="Forget it here only; do not call the system.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="End it at this pool only; do not call the system.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -84,6 +84,9 @@ MAX_ITEMS: Final = 256
 # pydantic goes on after a wrong item unless `fail_fast` is set; a megabyte of them takes seconds.
 LIMITED: Final = Field(max_length=MAX_ITEMS, fail_fast=True)
 
+ALWAYS_EXI: Final = "false: refuse with an Error instead of a message for the vehicle."
+"""Description of the header alwaysReturnEXI."""
+
 
 class APIModel(BaseModel):
     """Base of received and sent JSON objects. Unknown members are ignored, because the APIs grow."""

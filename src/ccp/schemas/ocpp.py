@@ -90,9 +90,17 @@ class EVCertificateQuery(BaseModel):
 
 
 class EVCertificateHeaders(RoutingHeaders):
-    """The headers of Get15118EVCertificate. idempotency_key: the same for each attempt to send one OCPP message."""
+    """The headers of Get15118EVCertificate."""
 
-    idempotency_key: Annotated[str | None, Field(alias=IDEMPOTENCY_KEY, min_length=1, max_length=255)] = None
+    idempotency_key: Annotated[
+        str | None,
+        Field(
+            alias=IDEMPOTENCY_KEY,
+            min_length=1,
+            max_length=255,
+            description="The same for each attempt to send one OCPP message, such as its message id.",
+        ),
+    ] = None
 
 
 class Get15118EVCertificateRequest(APIModel):

@@ -16,6 +16,7 @@ from pydantic import Field
 from ccp.errors import FieldError
 from ccp.ids import FINGERPRINT_PATTERN, Fingerprint
 from ccp.schemas.common import (
+    ALWAYS_EXI,
     LIMITED,
     APIModel,
     Boolean,
@@ -75,7 +76,7 @@ class DeliverHeaders(RoutingHeaders):
     local_only: `broadcast: true` forbids to ask other pools here; in OPNC it allows it.
     """
 
-    always_exi: Annotated[Boolean, Field(alias="alwaysReturnEXI")] = True
+    always_exi: Annotated[Boolean, Field(alias="alwaysReturnEXI", description=ALWAYS_EXI)] = True
     local_only: Annotated[Boolean, Field(alias="broadcast", description="true: do not ask other pools.")] = False
 
     @property

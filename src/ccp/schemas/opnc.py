@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ccp.errors import FieldError
 from ccp.schemas.common import (
+    ALWAYS_EXI,
     LIMITED,
     APIModel,
     Boolean,
@@ -49,8 +50,8 @@ def distinguished_name(dn: str) -> str | None:
 class DeliverHeaders(RoutingHeaders):
     """The headers of POST /signedcontractdata."""
 
-    always_exi: Annotated[Boolean, Field(alias="alwaysReturnEXI")] = True
-    broadcast: Boolean = False
+    always_exi: Annotated[Boolean, Field(alias="alwaysReturnEXI", description=ALWAYS_EXI)] = True
+    broadcast: Annotated[Boolean, Field(description="true: the pool may ask other pools.")] = False
 
     @property
     def may_ask_peers(self) -> bool:

@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -42,6 +42,18 @@ _MAX_SIGNATURES: Final = 16
 
 # An event with a future time would remove contracts that are published until then, and again at each replay.
 _CLOCK_TOLERANCE: Final = timedelta(minutes=5)
+
+
+def signature_parameters() -> list[dict[str, Any]]:
+    """Return the OpenAPI description of the headers."""
+    one = "(sha256=)?[0-9A-Fa-f]{64}"
+    described = {
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string", "pattern": f"^{one}(, ?{one})*$"},
+        "description": "HMAC-SHA256 of the body, hexadecimal, or a list of such values; in one of these headers.",
+    }
+    return [{"name": name, **described} for name in SIGNATURE_HEADERS]
 
 
 def check_signature(key: bytes, headers: Headers, body: bytes) -> None:

@@ -7,6 +7,7 @@ themselves, the server address and the security schemes. Source: OpenAPI 3.1.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -32,7 +33,6 @@ from ccp.schemas.opnc import (
 )
 from ccp.server.domain.authorization import OCPPOperation, Operation, role_table
 from ccp.server.domain.parties import PartyRole
-from ccp.server.http import query_parameters
 from ccp.server.http.responses import json_content
 from ccp.server.http.routes import (
     admin,
@@ -59,6 +59,12 @@ _SCOPES: Final = {
     PartyRole.ADMIN: "the party registry and the metrics",
 }
 _FAILURES: Final = (400, 401, 403, 404, 413, 415, 500, 503)
+_DELIVER: Final = "Return the contracts of the vehicle that signed the CertificateInstallationReq."
+_PUBLISH: Final = "Verify and store a signed contract, for the eMSP that owns it or a CPS that signs for it."
+_GET_EV_CERTIFICATE: Final = (
+    "Take the payload of Get15118EVCertificateRequest of OCPP 2.0.1 or 2.1, and return that of the response. A refusal "
+    "is a 200 with the status Failed."
+)
 
 
 def describe(app: FastAPI, public_url: str) -> dict[str, Any]:
@@ -85,14 +91,15 @@ def describe(app: FastAPI, public_url: str) -> dict[str, Any]:
             _add_schema(schemas, model)
         document["paths"][f"{opnc.BASE}/signedcontractdata"] = {
             "post": _operation(
-                Operation.DELIVER, DeliverHeaders, GetSignedContractDataReq, SignedContractDataCollection
+                Operation.DELIVER, _DELIVER, DeliverHeaders, GetSignedContractDataReq, SignedContractDataCollection
             ),
-            "put": _operation(Operation.PUBLISH, RoutingHeaders, SignedContractData, query=PublishQuery),
+            "put": _operation(Operation.PUBLISH, _PUBLISH, RoutingHeaders, SignedContractData, query=PublishQuery),
         }
         document["paths"][OCPP_PATH] = {
             "post": {
                 **_operation(
                     OCPPOperation.GET_15118_EV_CERTIFICATE,
+                    _GET_EV_CERTIFICATE,
                     EVCertificateHeaders,
                     Get15118EVCertificateRequest,
                     Get15118EVCertificateResponse,
@@ -108,11 +115,15 @@ def describe(app: FastAPI, public_url: str) -> dict[str, Any]:
             for opcp_model in (OPCPSignedContractData, OPCPSignedContractDataRequest, OPCPNotFound):
                 _add_schema(schemas, opcp_model)
             deliver = _operation(
-                Operation.DELIVER, OPCPDeliverHeaders, GetSignedContractDataReq, OPCPSignedContractData
+                Operation.DELIVER, _DELIVER, OPCPDeliverHeaders, GetSignedContractDataReq, OPCPSignedContractData
             )
             deliver["responses"]["404"]["content"] = json_content(OPCPNotFound.__name__)
-            publish = _operation(Operation.PUBLISH, RoutingHeaders, OPCPSignedContractDataRequest, query=PublishQuery)
+            publish = _operation(
+                Operation.PUBLISH, _PUBLISH, RoutingHeaders, OPCPSignedContractDataRequest, query=PublishQuery
+            )
             document["paths"][f"{opcp.BASE}/signedContractData"] = {"post": _opcp(deliver), "put": _opcp(publish)}
+            # FastAPI describes a success of every route; there is no trust list.
+            del document["paths"][opcp_roots.TRUST_LIST]["get"]["responses"]["200"]
         document["servers"] = [{"url": public_url}]
         components["securitySchemes"] = _security_schemes(public_url)
         _add_security(document)
@@ -128,29 +139,34 @@ def _add_schema(schemas: dict[str, Any], model: type[BaseModel]) -> None:
 
 def _operation(
     operation: Operation | OCPPOperation,
+    description: str,
     headers: type[RoutingHeaders],
     body: type[BaseModel],
     response: type[BaseModel] | None = None,
     query: type[BaseModel] | None = None,
 ) -> dict[str, Any]:
     """Describe a fast-path operation. response: of a 200; without one, success is a 201 without a body."""
-    properties = headers.model_json_schema()["properties"]
     success: dict[str, Any] = {"description": "Success"}
     if response is not None:
         success["content"] = json_content(response.__name__)
     return {
         "operationId": operation.value,
         "summary": operation.value,
-        "parameters": [
-            *({"name": name, "in": "header", "schema": schema} for name, schema in properties.items()),
-            *(query_parameters.parameters(query) if query else ()),
-        ],
+        "description": description,
+        "parameters": [*_parameters(headers, "header"), *(_parameters(query, "query") if query else ())],
         "requestBody": {"required": True, "content": json_content(body.__name__)},
         "responses": {
             "201" if response is None else "200": success,
             **{str(status): {"description": "Error", "content": json_content("Error")} for status in _FAILURES},
         },
     }
+
+
+def _parameters(model: type[BaseModel], place: str) -> Iterator[dict[str, Any]]:
+    """Describe the optional parameters that a model declares. place: header or query."""
+    for name, schema in model.model_json_schema()["properties"].items():
+        text = {"description": schema.pop("description")} if "description" in schema else {}
+        yield {"name": name, "in": place, "required": False, **text, "schema": schema}
 
 
 def _opcp(operation: dict[str, Any]) -> dict[str, Any]:

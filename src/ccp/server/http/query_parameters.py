@@ -8,7 +8,7 @@ that the routes declare.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import parse_qsl
 
 from fastapi import params
@@ -83,9 +83,3 @@ def read(model: type[Model], query: bytes, *, changes: bool) -> Model:
 def names_of(model: type[BaseModel]) -> frozenset[str]:
     """Return the parameters that a model declares."""
     return frozenset(field.alias or name for name, field in model.model_fields.items())
-
-
-def parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
-    """Return the OpenAPI description of a model's parameters."""
-    properties: dict[str, Any] = model.model_json_schema()["properties"]
-    return [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in properties.items()]

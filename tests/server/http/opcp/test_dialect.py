@@ -427,3 +427,4 @@ def test_dialect_is_described_under_a_tag_of_its_own(pool: Pool) -> None:
     assert len(set(every)) == len(every)
     answer = described["post", "/v1/ccp/signedContractData"]["responses"]["200"]["content"]["application/json"]
     assert answer["schema"] == {"$ref": "#/components/schemas/OPCPSignedContractData"}
+    assert "200" not in described["get", "/v1/root/ctl"]["responses"]

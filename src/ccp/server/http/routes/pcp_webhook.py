@@ -24,10 +24,10 @@ from starlette.routing import Route
 from ccp.server.http import query_parameters
 from ccp.server.http.inbound_events import (
     MAX_BODY,
-    SIGNATURE_HEADERS,
     check_signature,
     read_event,
     read_provisioning_event,
+    signature_parameters,
 )
 from ccp.server.http.middleware.tracing import trace_of
 from ccp.server.http.request_context import RequestContext
@@ -64,13 +64,6 @@ def pcp_route(context: RequestContext, pool: Pool, secret: SecretStr | None) -> 
 def description() -> dict[str, Any]:
     """Return the OpenAPI description of the webhook, which is active only if `pcp_webhook_secret` is set."""
     error = json_content("Error")
-    one = "(sha256=)?[0-9A-Fa-f]{64}"
-    signature = {
-        "in": "header",
-        "required": False,
-        "schema": {"type": "string", "pattern": f"^{one}(, ?{one})*$"},
-        "description": "HMAC-SHA256 of the body, hexadecimal, or a list of such values; in one of these headers.",
-    }
     event = {
         "type": "object",
         "required": ["eventType"],
@@ -90,7 +83,7 @@ def description() -> dict[str, Any]:
     return {
         "operationId": "TakeProvisioningEvent",
         "summary": "Events of the Provisioning Certificate Pool about vehicles' certificates",
-        "parameters": [{"name": name, **signature} for name in SIGNATURE_HEADERS],
+        "parameters": signature_parameters(),
         "requestBody": {"required": True, "content": {"application/json": {"schema": event}}},
         "responses": {"200": {"description": "Success"}, **failures},
         "security": [],

@@ -29,12 +29,12 @@ from ccp.ids import PCID
 from ccp.server.http import query_parameters
 from ccp.server.http.inbound_events import (
     MAX_BODY,
-    SIGNATURE_HEADERS,
     check_age,
     check_signature,
     read_event,
     read_pcid,
     read_provisioning_event,
+    signature_parameters,
 )
 from ccp.server.http.middleware.tracing import trace_of
 from ccp.server.http.request_context import RequestContext
@@ -89,12 +89,6 @@ def route(
 
 def description() -> dict[str, Any]:
     """Return the OpenAPI description of the address, which the pool gives to systems that it subscribes to."""
-    signature = {
-        "in": "header",
-        "required": False,
-        "schema": {"type": "string"},
-        "description": "HMAC-SHA256 of the body, hexadecimal; in one of these headers.",
-    }
     event = {
         "type": "object",
         "required": ["eventType", "timestamp"],
@@ -112,8 +106,14 @@ def description() -> dict[str, Any]:
         "operationId": "TakeEvent",
         "summary": "Events of a system that this pool has subscribed to",
         "parameters": [
-            {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}},
-            *({"name": name, **signature} for name in SIGNATURE_HEADERS),
+            {
+                "name": "id",
+                "in": "path",
+                "required": True,
+                "description": "Id of the subscription.",
+                "schema": {"type": "string"},
+            },
+            *signature_parameters(),
         ],
         "requestBody": {"required": True, "content": {"application/json": {"schema": event}}},
         "responses": {"200": {"description": "Success"}, **failures},
