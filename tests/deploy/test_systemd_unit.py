@@ -24,3 +24,10 @@ def test_unit_has_the_exposure_that_it_states() -> None:
     assert measured
     assert stated
     assert float(measured[1]) <= float(stated[1])
+
+
+def test_unit_starts_the_pool_again_whatever_ended_its_start() -> None:
+    # An unreachable database ends the start with the same status as an invalid configuration.
+    lines = UNIT.read_text("utf-8").splitlines()
+    assert {"Restart=on-failure", "StartLimitIntervalSec=0"} <= set(lines)
+    assert not any(line.startswith("RestartPreventExitStatus") for line in lines)
