@@ -29,33 +29,15 @@ from ccp.x509.revocation_policy import NoRevocationCheck
 from tests.world import AT
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
 EXAMPLE = ROOT / "tests" / "vectors" / "installation_res_iso2_opnc_example.b64"
-
-
 # The published test root: an example in the API description, which lies beside the project and is not part of it.
 PUBLISHED_ROOT = ROOT.parent / "shared" / "opnc-spec" / "components" / "schemas" / "rootCertificate.v1.json"
-
-
 KINDS = ["iso2", "iso20", "ed448"]
-
-
 THE_EMAID, OTHER_EMAID = EMAID("DEEXAI00000001"), EMAID("DEEXAI00000002")
-
-
 THE_PCID = PCID("WEX0INSTALL000001")
-
-
 SESSION = bytes.fromhex("0102030405060708")
-
-
 DAY = timedelta(days=1)
-
-
 MANDATORY = ("ContractSignatureCertChain", "ContractSignatureEncryptedPrivateKey", "DHpublickey", "eMAID")
-
-
 REFUSALS = (EXIError, ChainError, SignatureError, MismatchError, KeyMaterialError)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ccp import verify
-from ccp.errors import (
-    EXIError,
-)
+from ccp.errors import EXIError
 from ccp.testing.partners import Car, namespace_of
 from ccp.testing.pki import PKI
 from tests.verify.messages import (

@@ -143,8 +143,6 @@ def test_revoked_vehicle_is_refused(pki: PKI) -> None:
 
 
 ROOT_DN = "CN=V2G Root CA QA G1, DC=V2G, O=Example\\, Inc., C=DE"
-
-
 SERIAL = 2**100 + 1
 
 

@@ -72,8 +72,11 @@ class VerifiedInstallationResponse:
         require_token(token)
 
 
-def read_response(data: bytes, namespace: Namespace) -> InstallationResponse:
-    """Read a CertificateInstallationRes of one edition. Raises EXIError, also if its session id cannot be replaced."""
+def read_response(data: bytes, namespace: Namespace | None) -> InstallationResponse:
+    """Read a CertificateInstallationRes of one edition, or of the edition that the message itself has for None.
+
+    Raises EXIError, also if its session id cannot be replaced.
+    """
     parsed = parse(data, namespace, use_cache=False)
     exi.replace_header_fields(data, session_id=parsed.message.Header.SessionID)
     message = parsed.message
@@ -81,7 +84,7 @@ def read_response(data: bytes, namespace: Namespace) -> InstallationResponse:
         body = message.Body
         cps, contract = body.SAProvisioningCertificateChain, body.ContractSignatureCertChain
         return InstallationResponse(
-            parsed, namespace, body.ResponseCode, body.eMAID.value, cps.Certificate, cps.SubCertificates or (),
+            parsed, Namespace.ISO2, body.ResponseCode, body.eMAID.value, cps.Certificate, cps.SubCertificates or (),
             contract.Certificate, contract.SubCertificates or (), "SECP256R1", body.DHpublickey.value,
             body.ContractSignatureEncryptedPrivateKey.value, "ContractSignatureEncryptedPrivateKey",
             ("ContractSignatureEncryptedPrivateKey", "ContractSignatureCertChain", "eMAID", "DHpublickey"),
@@ -90,7 +93,7 @@ def read_response(data: bytes, namespace: Namespace) -> InstallationResponse:
         cps20, signed = message.CPSCertificateChain, message.SignedInstallationData
         name = next(name for name in _KEY_FIELDS if getattr(signed, name) is not None)
         return InstallationResponse(
-            parsed, namespace, message.ResponseCode, None, cps20.Certificate, cps20.SubCertificates or (),
+            parsed, Namespace.ISO20, message.ResponseCode, None, cps20.Certificate, cps20.SubCertificates or (),
             signed.ContractCertificateChain.Certificate, signed.ContractCertificateChain.SubCertificates or (),
             signed.ECDHCurve, signed.DHPublicKey, getattr(signed, name), name, ("SignedInstallationData",),
         )  # fmt: skip

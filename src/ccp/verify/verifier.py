@@ -14,7 +14,7 @@ from typing import Any
 from ccp import exi
 from ccp.errors import VerificationError
 from ccp.exi import iso2, iso20
-from ccp.ids import EMAID, Fingerprint, Namespace
+from ccp.ids import EMAID, Fingerprint
 from ccp.verify import lint
 from ccp.verify.report import CheckList
 from ccp.verify.request import VerifiedInstallationRequest, check_request, read_request
@@ -76,7 +76,7 @@ def verify_request(data: bytes, *, trust: Trust, now: datetime) -> VerifiedInsta
 
     Raises EXIError; ChainError, SignatureError, RevokedError (all VerificationError).
     """
-    request = read_request(data, _namespace(exi.decode(data)))
+    request = read_request(data, None)
     return check_request(request, anchors=trust.anchors, revocation=trust.revocation, now=now)
 
 
@@ -94,7 +94,7 @@ def verify_response(
     None accepts any.
     Raises EXIError, MismatchError; ChainError, SignatureError, KeyMaterialError, RevokedError (all VerificationError).
     """
-    response = read_response(data, _namespace(exi.decode(data)))
+    response = read_response(data, None)
     return check_response(response, emaid=emaid, root=root, anchors=trust.anchors, revocation=trust.revocation, now=now)
 
 
@@ -104,7 +104,7 @@ def explain_request(data: bytes, *, trust: Trust, now: datetime) -> Explanation:
     if message is None:
         return opened
     checks = opened.checks
-    request = read_request(data, _namespace(message))
+    request = read_request(data, None)
     warnings = lint.lint_request(request, trust.anchors)
     try:
         check_request(request, anchors=trust.anchors, revocation=trust.revocation, now=now, checks=checks)
@@ -120,7 +120,7 @@ def explain_response(data: bytes, *, trust: Trust, now: datetime) -> Explanation
     if message is None:
         return opened
     checks = opened.checks
-    response = read_response(data, _namespace(message))
+    response = read_response(data, None)
     warnings = lint.lint_response(response, trust.anchors, now)
     try:
         check_response(
@@ -162,7 +162,3 @@ def is_request(message: exi.Message) -> bool:
 
 def _inner(message: exi.Message) -> object:
     return message.Body if isinstance(message, iso2.V2G_Message) else message
-
-
-def _namespace(message: exi.Message) -> Namespace:
-    return Namespace(exi.namespace_of(message))
