@@ -26,18 +26,13 @@ from tests.world import Contract, Pool, start
 
 WHY = "hooks.example cannot be reached."
 
+pytestmark = pytest.mark.usefixtures("forget")
+
 
 @pytest.fixture(scope="module")
 def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
     with start({"iso2": pkis["iso2"]}, event_allow_http=True, egress_allow_networks=("127.0.0.0/8",)) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(pool: Pool) -> Iterator[None]:
-    yield
-    for table in ("webhook", "delivery", "outbox"):
-        pool.sql(f"delete from {table}")
 
 
 def run(pool: Pool, *arguments: object) -> CommandResult:

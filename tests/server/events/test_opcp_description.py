@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import schemathesis
-from schemathesis.config import SchemathesisConfig
 
-from ccp.testing.pki import PKI
 from tests.opcp_description import WEBHOOKS, mended, published, requires_description
-from tests.schema_run import CHECKS, run
+from tests.schema_run import config, run
 from tests.server.events.webhook_api import CREATED, URL, subscribe
-from tests.world import Pool, start
+from tests.world import Pool
 
 pytestmark = requires_description
 
@@ -28,27 +24,11 @@ SUCCESS = {
 }
 
 
-@pytest.fixture(scope="module")
-def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
-    with start({"iso2": pkis["iso2"]}, event_dispatch=False) as running:
-        yield running
-
-
 def explore(pool: Pool, party: str | None, *, examples: int) -> tuple[Counter[tuple[str, int]], list[str]]:
     """Drive the pool with requests made from the description. examples: made up for each operation."""
     pool.sql("delete from webhook")
     made = [subscribe(pool, "everything", CREATED)["id"] for _ in range(20)]
     disposable = iter(made[2:])
-    config = SchemathesisConfig.from_dict(
-        {
-            "base-url": pool.base_url,
-            "seed": 20,
-            "headers": {"Authorization": f"Bearer {pool.token(party)}"} if party else {},
-            "generation": {"max-examples": examples, "deterministic": True, "no-shrink": True},
-            "checks": {"enabled": False, **{name: {"enabled": True} for name in CHECKS}},
-            "phases": {"stateful": {"enabled": False}},
-        }
-    )
     description = mended(WEBHOOKS)
     for name in ("EndpointRequest", "EndpointUpdateRequest"):
         members = description["components"]["schemas"][name]["properties"]
@@ -57,7 +37,7 @@ def explore(pool: Pool, party: str | None, *, examples: int) -> tuple[Counter[tu
             members[member]["nullable"] = True
         listed = members["enabledEvents"]
         members["enabledEvents"] = {"anyOf": [listed, {"$ref": "#/components/schemas/Event"}], "nullable": True}
-    schema = schemathesis.openapi.from_dict(description, config=config)
+    schema = schemathesis.openapi.from_dict(description, config=config(pool, party, examples))
 
     @schema.hook("map_path_parameters")
     def there(context: Any, path_parameters: Any) -> Any:

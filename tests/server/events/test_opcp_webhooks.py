@@ -10,7 +10,7 @@ import pytest
 
 from ccp.testing.pki import PKI
 from tests.server.events import webhook_api
-from tests.server.events.receiver import Receiver, receiving, states
+from tests.server.events.receiver import Receiver, states
 from tests.server.events.verifiers import Verifying, hubject_signature
 from tests.server.events.webhook_api import URL, ok, subscribe, without_secret
 from tests.server.http.api.answers import sentences
@@ -20,25 +20,14 @@ from tests.world import Pool, start
 BASE = "/v1/webhook/endpoints"
 SENT = "mo.contract.created.sent.to.oem"
 
+pytestmark = pytest.mark.usefixtures("forget")
+
 
 @pytest.fixture(scope="module")
 def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
     options: dict[str, Any] = {"egress_allow_networks": ("127.0.0.0/8",), "event_allow_http": True}
     with start({"iso2": pkis["iso2"]}, event_dispatch=True, **options) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    with receiving() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(pool: Pool) -> Iterator[None]:
-    yield
-    for table in ("webhook", "delivery", "outbox"):
-        pool.sql(f"delete from {table}")
 
 
 def call(pool: Pool, party: str, method: str, path: str = "", **options: Any) -> httpx.Response:

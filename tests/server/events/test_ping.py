@@ -18,7 +18,7 @@ from ccp.server.settings import Settings
 from ccp.server.storage.queries import webhooks
 from ccp.testing.pki import PKI
 from tests.scripted_server import Reply, scripted
-from tests.server.events.receiver import HANG, Receiver, receiving, states
+from tests.server.events.receiver import HANG, Receiver, states
 from tests.server.events.receiver import webhook as made_webhook
 from tests.server.events.webhook_api import call, ok, subscribe
 from tests.server.http.api.answers import sentences
@@ -34,12 +34,6 @@ QUICK: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
     with start({"iso2": pkis["iso2"]}, **QUICK) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    with receiving() as running:
         yield running
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from ccp.server.storage.queries import webhooks
 from ccp.testing.pki import PKI
-from tests.server.events.receiver import Receiver, receiving, states
+from tests.server.events.receiver import Receiver, states
 from tests.server.events.verifiers import (
     Verifying,
     any_signature,
@@ -44,12 +44,6 @@ STYLES = {
 @pytest.fixture(scope="module")
 def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
     with start({"iso2": pkis["iso2"]}, **QUICK) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    with receiving() as running:
         yield running
 
 

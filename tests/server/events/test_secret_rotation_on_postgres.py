@@ -32,11 +32,5 @@ def pool(pkis: dict[str, PKI], postgres: Server) -> Iterator[Pool]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    with receiving() as running:
-        yield running
-
-
 def test_pool_of_these_tests_is_on_postgresql(pool: Pool) -> None:
     assert pool.sql("select version()")[0][0].startswith("PostgreSQL")

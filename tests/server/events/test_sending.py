@@ -53,12 +53,6 @@ def sending(pkis: dict[str, PKI]) -> Iterator[Pool]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    with receiving() as running:
-        yield running
-
-
 @contextmanager
 def registered(pool: Pool, url: str, client_id: str = "oem", *names: str, **more: object) -> Iterator[Webhook]:
     """A webhook that the pool knows of, for as long as the block lasts."""

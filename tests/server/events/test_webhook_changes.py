@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from ccp.server.domain.parties import PartyRole
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import webhooks as webhook_queries
 from ccp.server.storage.queries.delivery_queue import AttemptOutcome
-from ccp.testing.pki import PKI
 from tests.background_rounds import wait_for_round
 from tests.cli.run import ccp_ok
 from tests.server.events.webhook_api import (
@@ -33,27 +30,9 @@ from tests.server.events.webhook_api import (
 )
 from tests.server.events.webhook_calls import NOT_FOUND, UNKNOWN, ask
 from tests.server.http.api.answers import sentences
-from tests.world import Pool, new_emaid, party, start
+from tests.world import Pool, new_emaid
 
-
-@pytest.fixture(scope="module")
-def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
-    """A pool without event delivery. Each test creates its webhooks."""
-    too = [
-        party("admin", PartyRole.ADMIN),
-        party("fresh_oem", PartyRole.OEM, wmis="WFA WFB"),
-        party("full", PartyRole.OEM, wmis="FUL"),
-    ]
-    with start({"iso2": pkis["iso2"]}, too, event_dispatch=False) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(pool: Pool) -> Iterator[None]:
-    """A party may have so many webhooks only, and no test wants those of another."""
-    yield
-    for table in ("webhook", "delivery", "outbox"):
-        pool.sql(f"delete from {table}")
+pytestmark = pytest.mark.usefixtures("forget")
 
 
 # --- Changing and removing -------------------------------------------------------------------------------------------

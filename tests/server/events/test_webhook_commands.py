@@ -13,7 +13,7 @@ import pytest
 from ccp.server.storage.queries import webhooks
 from ccp.testing.pki import PKI
 from tests.cli.run import COMMAND, CommandResult, ccp, ccp_error, ccp_ok, environment
-from tests.server.events.receiver import Receiver, receiving, states
+from tests.server.events.receiver import Receiver, states
 from tests.server.events.verifiers import Verifying, any_signature, go_style, java_style
 from tests.server.events.webhook_api import subscribe
 from tests.waiting import wait_until
@@ -24,25 +24,14 @@ LOOPBACK: dict[str, Any] = {
 }  # fmt: skip
 ENVIRONMENT = {"CCP_EGRESS_ALLOW_NETWORKS": '["127.0.0.0/8"]', "CCP_EVENT_TIMEOUT": "5"}
 
+pytestmark = pytest.mark.usefixtures("forget")
+
 
 @pytest.fixture(scope="module")
 def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
     """A pool that sends events and does not notice within the tests what other processes change."""
     with start({"iso2": pkis["iso2"]}, refresh_interval=600, **{**LOOPBACK, "event_dispatch": True}) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    with receiving() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(pool: Pool) -> Iterator[None]:
-    yield
-    for table in ("webhook", "delivery", "outbox"):
-        pool.sql(f"delete from {table}")
 
 
 def env(pool: Pool) -> dict[str, str]:

@@ -6,15 +6,15 @@ The tables in docs/conformance-opnc.md and docs/conformance-opcp.md refer to the
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from ccp.testing.pki import PKI
 from tests.server.http.api.answers import sentences
-from tests.world import Pool, start
+from tests.world import Pool
+
+pytestmark = pytest.mark.usefixtures("forget")
 
 BASES = {"opnc": "/opnc/v1/event/endpoints", "opcp": "/v1/webhook/endpoints"}
 every_dialect = pytest.mark.parametrize("dialect", BASES)
@@ -30,18 +30,6 @@ OWNERS = {
     ),
 }
 every_owner = pytest.mark.parametrize("owner", OWNERS)
-
-
-@pytest.fixture(scope="module")
-def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
-    with start({"iso2": pkis["iso2"]}, event_dispatch=False) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(pool: Pool) -> Iterator[None]:
-    yield
-    pool.sql("delete from webhook")
 
 
 def call(pool: Pool, dialect: str, party: str, method: str, path: str = "", **options: Any) -> httpx.Response:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -36,25 +35,7 @@ from tests.server.events.webhook_calls import CALLS, NOT_FOUND, UNKNOWN, ask
 from tests.server.http.api.answers import sentences
 from tests.world import Pool, opened, party, start
 
-
-@pytest.fixture(scope="module")
-def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
-    """A pool without event delivery. Each test creates its webhooks."""
-    too = [
-        party("admin", PartyRole.ADMIN),
-        party("fresh_oem", PartyRole.OEM, wmis="WFA WFB"),
-        party("full", PartyRole.OEM, wmis="FUL"),
-    ]
-    with start({"iso2": pkis["iso2"]}, too, event_dispatch=False) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(pool: Pool) -> Iterator[None]:
-    """A party may have so many webhooks only, and no test wants those of another."""
-    yield
-    for table in ("webhook", "delivery", "outbox"):
-        pool.sql(f"delete from {table}")
+pytestmark = pytest.mark.usefixtures("forget")
 
 
 def rows(pool: Pool) -> list[Any]:

@@ -23,12 +23,13 @@ from tests.server.events.test_webhook_changes import (
     test_webhook_remove_deletes_pending_deliveries,
 )
 from tests.server.events.test_webhooks import (
-    forget,
     test_oem_creates_a_webhook_and_gets_its_secret,
     test_webhook_limit_holds_for_concurrent_requests,
     test_webhooks_of_other_parties_are_not_found,
 )
 from tests.world import Pool, party, start
+
+pytestmark = pytest.mark.usefixtures("forget")
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from ccp.ids import EMAID, Namespace
 from ccp.server.domain.subscriptions import UndeliverableReason
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import contract_notices as notices
 from ccp.server.storage.queries import contracts, revocation
 from ccp.server.storage.queries.contract_notices import Undeliverable
@@ -32,6 +36,7 @@ from tests.server.storage.made import (
     variant,
     write,
 )
+from tests.waiting import wait_until
 
 DAYS = (30, 7)
 
@@ -109,6 +114,42 @@ def test_report_expiring_by_several_workers_writes_one_event(url: str) -> None:
         counts = list(aside.map(lambda _: write(url, notices.report_expiring(FIRST, DAYS, AT)), range(8)))
     assert sorted(counts) == [0] * 7 + [1]
     assert len(written(url)) == 1
+
+
+@pytest.mark.parametrize(
+    "notice",
+    [
+        lambda: notices.report_expiring(FIRST, DAYS, AT),
+        lambda: notices.report_undeliverable(
+            Undeliverable(FIRST, CAR, Namespace.ISO2, UndeliverableReason.STALE, AT), AT
+        ),
+    ],
+    ids=["expiring", "undeliverable"],
+)
+def test_notice_locks_the_vehicle_before_its_contracts(postgres: Server, notice: Callable[[], Query[Any]]) -> None:
+    """In another order it and a publication, which changes the flags of all contracts, would wait for each other."""
+    url = postgres.emptied()
+    publish(url, FIRST, 20 * DAY)
+
+    async def race() -> None:
+        held = await asyncpg.connect(url)
+        try:
+            await held.execute("set lock_timeout = '100ms'; begin")
+            await held.execute("select rev from vehicle for update")
+            writing = asyncio.create_task(asyncio.to_thread(write, url, notice()))
+            await asyncio.to_thread(wait_until, lambda: waiting_for_a_lock(url))
+            await held.execute("update contract set is_default = true")
+            await held.execute("commit")
+            assert await writing
+        finally:
+            await held.close()
+
+    asyncio.run(race())
+
+
+def waiting_for_a_lock(url: str) -> bool:
+    query = "select pid from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    return bool(sql(url, query))
 
 
 def test_report_undeliverable_is_written_once_for_each_reason(url: str) -> None:

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import orjson
 import structlog
 
 from ccp.errors import TooManyRequests
 from ccp.schemas.event_types import PING
-from ccp.schemas.timestamps import rfc3339
 from ccp.server.domain.subscriptions import Webhook
+from ccp.server.events.message import encode_event
 from ccp.server.events.sending import Attempt, WebhookSender
 
 _log = structlog.get_logger("ccp.server.events")
@@ -63,9 +62,11 @@ class Pinger:
             raise TooManyRequests("Another ping of this party is under way.", retry_after=1)
         self._check_rate(webhook.client_id)
         event_id = str(uuid.uuid4())
+        # A payload without contract or vehicle.
+        body = encode_event(event_id, PING, now, {"endpointId": webhook.id})
         self._active.add(webhook.client_id)
         try:
-            attempt = await self._sender.send(webhook, _encode_body(webhook, event_id, now))
+            attempt = await self._sender.send(webhook, body)
         finally:
             self._active.discard(webhook.client_id)
         _log.info(
@@ -79,15 +80,3 @@ class Pinger:
             ms=attempt.ms,
         )
         return PingResult(event_id, attempt)
-
-
-def _encode_body(webhook: Webhook, event_id: str, now: datetime) -> bytes:
-    """Encode a test event: the members of every event, and a payload without contract or vehicle."""
-    return orjson.dumps(
-        {
-            "timestamp": rfc3339(now, "milliseconds"),
-            "eventId": event_id,
-            "eventType": PING,
-            "payload": {"endpointId": webhook.id},
-        }
-    )

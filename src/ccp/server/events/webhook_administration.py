@@ -14,7 +14,7 @@ from ccp.errors import NotFound
 from ccp.server.domain.subscriptions import SignatureFormat, Webhook
 from ccp.server.events.ping import Pinger, PingResult
 from ccp.server.events.secret_rotation import rotated, rotation_fields
-from ccp.server.events.webhooks import DELETE_BATCH, audit_fields
+from ccp.server.events.webhooks import DELETE_BATCH, audit_fields, edit_fields
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import audit, deliveries, webhooks
@@ -93,17 +93,7 @@ async def _edit(
             return before
         after = replace(after, updated_at=now)
         yield from webhooks.put(after)
-        were, are = audit_fields(before), audit_fields(after)
-        members = sorted(name for name in are if are[name] != were[name])
-        yield from _record(
-            before,
-            actor,
-            Action.WEBHOOK_EDITED,
-            now,
-            changed=members,
-            before={name: were[name] for name in members},
-            after={name: are[name] for name in members},
-        )
+        yield from _record(before, actor, Action.WEBHOOK_EDITED, now, **edit_fields(before, after))
         return after
 
     return await store.write(change())

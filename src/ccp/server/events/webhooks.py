@@ -198,17 +198,7 @@ class Webhooks:
                 return owned
             after = replace(after, updated_at=now)
             yield from webhooks.put(after)
-            were, are = audit_fields(before), audit_fields(after)
-            members = sorted(name for name in are if are[name] != were[name])
-            yield from _record(
-                caller,
-                now,
-                Action.WEBHOOK_EDITED,
-                webhook_id,
-                changed=[name for name in _EDITABLE if getattr(after, name) != getattr(before, name)],
-                before={name: were[name] for name in members},
-                after={name: are[name] for name in members},
-            )
+            yield from _record(caller, now, Action.WEBHOOK_EDITED, webhook_id, **edit_fields(before, after))
             return WebhookWithOwner(after, party)
 
         return await self._write(change())
@@ -378,6 +368,17 @@ def audit_fields(webhook: Webhook) -> dict[str, Any]:
         "provider_ids": list(webhook.provider_ids),
         "enabled": webhook.enabled,
         "signature_format": webhook.signature_format.value,
+    }
+
+
+def edit_fields(before: Webhook, after: Webhook) -> dict[str, Any]:
+    """What the audit trail records of an edit: the changed members, and the `audit_fields` that differ."""
+    were, are = audit_fields(before), audit_fields(after)
+    differing = sorted(name for name in are if are[name] != were[name])
+    return {
+        "changed": [name for name in _EDITABLE if getattr(after, name) != getattr(before, name)],
+        "before": {name: were[name] for name in differing},
+        "after": {name: are[name] for name in differing},
     }
 
 

@@ -21,7 +21,6 @@ from ccp.server.external.event_service import EventService, RemoteWebhook, Webho
 from ccp.server.service_settings import SERVICES, Dialect, ServiceSettings
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import subscriptions as queries
 from ccp.server.storage.queries.audit import Action, Entry, with_audit
 from ccp.server.storage.queries.peers import Peer
@@ -118,8 +117,8 @@ async def subscribe(
     """Subscribe to a source, or repair the subscription.
 
     secret: for a system that does not report the secret of a webhook. renew: replace the webhook there, and so its
-    secret; events that are on their way are lost. Raises UpstreamError, Unavailable;
-    ConfigurationError if no secret is known.
+    secret; events that are on their way are lost. Raises UpstreamError, Unavailable; ConfigurationError if no secret is
+    known.
     """
     url = source.settings.url
     draft = Subscription(str(uuid.uuid4()), source.name, url, None, None, (), now, now)
@@ -140,14 +139,10 @@ async def subscribe(
             "it in CCP_SUBSCRIPTION_SECRET."
         )
     after = replace(before, url=url, endpoint_id=webhook.id, secret=known, events=events, updated_at=now)
-
-    def change() -> Query[Subscription]:
-        yield from queries.put(after)
-        return after
-
     action = Action.SUBSCRIPTION_ADDED if was_pending else Action.SUBSCRIPTION_EDITED
     entry = Entry(now, actor, action, {"source": source.name, "subscription": after.id, "events": list(events)})
-    return await store.write(with_audit(change(), lambda _: [entry]))
+    await store.write(with_audit(queries.put(after), lambda _: [entry]))
+    return after
 
 
 async def _ensure_webhook(
@@ -182,16 +177,12 @@ async def _put_webhook(
 async def unsubscribe(
     store: Store, service: EventService | None, name: str, *, now: datetime, actor: str
 ) -> Subscription:
-    """End a subscription. service: None only forgets it here. Raises NotFound, UpstreamError, Unavailable."""
+    """End a subscription. service: None only forgets it here. Raises ConfigurationError, UpstreamError, Unavailable."""
     found = await store.read(queries.find(name))
     if found is None:
         raise ConfigurationError(f"There is no subscription to {name}.")
     if service is not None and found.endpoint_id is not None:
         await service.delete(found.endpoint_id)
-
-    def change() -> Query[None]:
-        yield from queries.remove(found.id)
-
     entry = Entry(now, actor, Action.SUBSCRIPTION_REMOVED, {"source": name, "subscription": found.id})
-    await store.write(with_audit(change(), lambda _: [entry]))
+    await store.write(with_audit(queries.remove(found.id), lambda _: [entry]))
     return found

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from typing import Any
 
 import pytest
 import schemathesis
-from schemathesis import engine
-from schemathesis.config import SchemathesisConfig
-from schemathesis.engine import events
 
 from ccp.server.domain.authorization import ADMIN_TABLE, AdminOperation
 from ccp.server.domain.parties import PartyRole
 from ccp.server.http.routes.admin import BASE, NewParty
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_ok
+from tests.schema_run import config, run
 from tests.server.access.parties.admin_calls import (
     _NUMBERS,
     ADMINS,
@@ -30,7 +27,7 @@ from tests.server.access.parties.admin_calls import (
     register_of,
     within_five_seconds,
 )
-from tests.server.http.api.answers import PATH_TOO_LONG, sentences
+from tests.server.http.api.answers import sentences
 from tests.world import Pool, new_emaid, start
 
 NOT_FOUND = ["There is no party with this client id."]
@@ -268,29 +265,14 @@ def test_requests_made_from_the_description_are_answered_as_it_says(pkis: dict[s
         }
         assert set(operations) == set(AdminOperation)
         described["paths"] = {path: item for path, item in described["paths"].items() if path.startswith(BASE)}
-        checks = (
-            "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
-            "negative_data_rejection",
-        )  # fmt: skip
-        config = SchemathesisConfig.from_dict(
-            {
-                "base-url": pool.base_url,
-                "seed": 20,
-                "headers": {"Authorization": f"Bearer {pool.token('admin')}"},
-                "generation": {"max-examples": 6, "deterministic": True, "no-shrink": True},
-                "dictionaries": {
-                    "name": {"values": ["Made up"]},
-                    "client": {"values": ["cpo", "oem", "cps", "peer", "emsp"]},
-                },
-                "parameters": {
-                    "path.client_id": {"dictionary": "client", "probability": 0.7},
-                    "body.name": {"dictionary": "name", "probability": 0.5},
-                },
-                "checks": {"enabled": False, **{name: {"enabled": True} for name in checks}},
-                "phases": {"stateful": {"enabled": False}},
-            }
+        settings = config(
+            pool,
+            "admin",
+            6,
+            known={"name": ["Made up"], "client": ["cpo", "oem", "cps", "peer", "emsp"]},
+            places={"path.client_id": "client", "body.name": "name"},
         )
-        schema = schemathesis.openapi.from_dict(described, config=config)
+        schema = schemathesis.openapi.from_dict(described, config=settings)
 
         @schema.hook("map_body")
         def agreeing(context: Any, body: Any) -> Any:
@@ -303,27 +285,8 @@ def test_requests_made_from_the_description_are_answered_as_it_says(pkis: dict[s
                 return body
             return {"name": f"Made up {next(_NUMBERS)}", "roles": ["cpo"], "operator_ids": ["DEEXC"]}
 
-        answers: Counter[tuple[str, int]] = Counter()
-        failures: dict[str, str] = {}
-        for event in engine.from_schema(schema).execute():
-            if isinstance(event, events.FatalError):
-                raise event.exception
-            if isinstance(event, events.NonFatalError):
-                failures[event.label] = str(event.value)
-            elif isinstance(event, events.ScenarioFinished):
-                label = event.recorder.label
-                for case_id, interaction in event.recorder.interactions.items():
-                    if interaction.response is not None:
-                        if interaction.response.status_code == PATH_TOO_LONG:
-                            continue
-                        answers[label, interaction.response.status_code] += 1
-                    for check in event.recorder.checks.get(case_id, []):
-                        if check.failure_info is not None:
-                            failure = check.failure_info.failure
-                            failures[f"{label}: {failure.title}"] = (
-                                f"{failure.message}\n{check.failure_info.code_sample}"
-                            )
-        assert not failures, "\n\n".join(f"{title}\n{text}" for title, text in failures.items())
+        answers, failures = run(schema)
+        assert not failures, "\n\n".join(failures)
         for operation, (_, _, _, status) in CALLS.items():
             assert answers[operations[operation], status], (operation, answers)
         assert ccp_ok("audit", "verify", env={"CCP_DATABASE": pool.settings.database}).status == 0

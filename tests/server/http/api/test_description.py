@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 import schemathesis
-from schemathesis.config import SchemathesisConfig
 
 from ccp.server.http.routes.opnc import BASE
 from ccp.testing.pki import PKI
-from tests.schema_run import CHECKS, run
+from tests.schema_run import config, run
 from tests.world import AT, SESSION, Pool, new_emaid, post_body, start
 
 PUBLISHED = Path(__file__).resolve().parents[5] / "shared/opnc-spec/apis/ccp/ccp.api.v1.json"
@@ -53,27 +52,23 @@ def explore(pool: Pool, party: str | None, *, examples: int) -> tuple[Counter[tu
     there were by operation and status, and what was wrong with them.
     """
     known, published = furnish(pool)
-    config = SchemathesisConfig.from_dict(
-        {
-            "base-url": pool.base_url + BASE,
-            "seed": 20,
-            "headers": {"Authorization": f"Bearer {pool.token(party)}"} if party else {},
-            "generation": {"max-examples": examples, "deterministic": True, "no-shrink": True},
-            "dictionaries": {kind: {"values": values} for kind, values in known.items()},
-            "parameters": {
-                "path.emaid": {"dictionary": "emaid", "probability": 0.6},
-                "path.pcid": {"dictionary": "pcid", "probability": 0.6},
-                "body.emaid": {"dictionary": "emaid", "probability": 0.6},
-                "body.pcid": {"dictionary": "pcid", "probability": 0.6},
-                "body.certificateInstallationReq": {"dictionary": "request", "probability": 0.6},
-                "body.certificateInstallationRes": {"dictionary": "response", "probability": 0.6},
-                "body.xsdMsgDefNamespace": {"dictionary": "namespace", "probability": 0.6},
-            },
-            "checks": {"enabled": False, **{name: {"enabled": True} for name in CHECKS}},
-            "phases": {"stateful": {"enabled": False}},
-        }
+    settings = config(
+        pool,
+        party,
+        examples,
+        base=BASE,
+        known=known,
+        places={
+            "path.emaid": "emaid",
+            "path.pcid": "pcid",
+            "body.emaid": "emaid",
+            "body.pcid": "pcid",
+            "body.certificateInstallationReq": "request",
+            "body.certificateInstallationRes": "response",
+            "body.xsdMsgDefNamespace": "namespace",
+        },
     )
-    schema = schemathesis.openapi.from_path(PUBLISHED, config=config)
+    schema = schemathesis.openapi.from_path(PUBLISHED, config=settings)
 
     @schema.hook("map_body")
     def whole(context: Any, body: Any) -> Any:

@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import schemathesis
-from schemathesis.config import SchemathesisConfig
 
 from ccp import exi
 from ccp.ids import EMAID_PATTERN, PCID_PATTERN
 from ccp.testing.pki import PKI
 from tests import opcp_description
 from tests.opcp_description import CCP, MISTAKES, RCP, Mistake, mended, published, requires_description
-from tests.schema_run import CHECKS, run
+from tests.schema_run import config, run
 from tests.server.http.opcp.requests import call
 from tests.world import AT, SESSION, Pool, new_emaid, post_body, start
 
@@ -77,28 +76,23 @@ def furnish(pool: Pool) -> tuple[dict[str, list[str]], dict[str, Any]]:
 def explore(pool: Pool, file: str, party: str | None, *, examples: int) -> tuple[Counter[tuple[str, int]], list[str]]:
     """Drive the pool with requests made from a description. examples: made up for each operation."""
     known, body_of_put = furnish(pool)
-    config = SchemathesisConfig.from_dict(
-        {
-            "base-url": pool.base_url,
-            "seed": 20,
-            "headers": {"Authorization": f"Bearer {pool.token(party)}"} if party else {},
-            "generation": {"max-examples": examples, "deterministic": True, "no-shrink": True},
-            "dictionaries": {kind: {"values": values} for kind, values in known.items()},
-            "parameters": {
-                "path.emaid": {"dictionary": "emaid", "probability": 0.6},
-                "path.pcid": {"dictionary": "pcid", "probability": 0.6},
-                "path.rootCertificateId": {"dictionary": "listed", "probability": 0.6},
-                "query.cpsV2GRootCertificateFingerprint": {"dictionary": "root", "probability": 0.6},
-                "query.xsdMsgDefNamespace": {"dictionary": "namespace", "probability": 0.6},
-                "body.emaid": {"dictionary": "emaid", "probability": 0.6},
-                "body.pcid": {"dictionary": "pcid", "probability": 0.6},
-                "body.certificateInstallationReq": {"dictionary": "request", "probability": 0.6},
-                "body.signedContractDataXML": {"dictionary": "response", "probability": 0.6},
-                "body.xsdMsgDefNamespace": {"dictionary": "namespace", "probability": 0.6},
-            },
-            "checks": {"enabled": False, **{name: {"enabled": True} for name in CHECKS}},
-            "phases": {"stateful": {"enabled": False}},
-        }
+    settings = config(
+        pool,
+        party,
+        examples,
+        known=known,
+        places={
+            "path.emaid": "emaid",
+            "path.pcid": "pcid",
+            "path.rootCertificateId": "listed",
+            "query.cpsV2GRootCertificateFingerprint": "root",
+            "query.xsdMsgDefNamespace": "namespace",
+            "body.emaid": "emaid",
+            "body.pcid": "pcid",
+            "body.certificateInstallationReq": "request",
+            "body.signedContractDataXML": "response",
+            "body.xsdMsgDefNamespace": "namespace",
+        },
     )
     description = mended(file)
     if file == RCP:  # The operator's operations are not offered; docs/spec-divergences.md says so.
@@ -107,7 +101,7 @@ def explore(pool: Pool, file: str, party: str | None, *, examples: int) -> tuple
     else:  # An optional member that is null counts as absent; docs/spec-divergences.md says so.
         for name in ("GetSignedContractDataRequest", "SignedContractDataRequest"):
             description["components"]["schemas"][name]["properties"]["metadata"]["nullable"] = True
-    schema = schemathesis.openapi.from_dict(description, config=config)
+    schema = schemathesis.openapi.from_dict(description, config=settings)
 
     @schema.hook("map_body")
     def whole(context: Any, body: Any) -> Any:

@@ -1,8 +1,8 @@
 """Events about stored contracts that nothing has changed: they expire soon, or their vehicle does not get them.
 
 Each is written once. The row of a variant holds what was written (columns `expiring_days` and `undeliverable`); a
-publication of the variant clears it. A write locks the claim on the EMAID first, as all writers do, so that no variant
-changes meanwhile.
+publication of the variant clears it. A write locks the claim on the EMAID, the vehicle and its contracts, in this order
+as all writers do, so that no variant changes meanwhile.
 """
 
 from __future__ import annotations
@@ -86,13 +86,13 @@ def report_expiring(emaid: EMAID, days: Sequence[int], now: Now) -> Query[int]:
         due = [one for one in due if time <= one[2] <= time + timedelta(days=notice) + _TOGETHER]
         if not due or min(one[2] for one in due) > time + timedelta(days=notice):
             continue
+        vehicle = yield from lock_vehicle(pcid, now)
         for namespace, root, _ in due:
             yield (
                 "update contract set expiring_days = $1 "
                 "where pcid = $2 and emaid = $3 and namespace = $4 and root_fingerprint = $5",
                 (notice, pcid, emaid, namespace, root),
             )
-        vehicle = yield from lock_vehicle(pcid, now)
         members = {"validTo": rfc3339(min(one[2] for one in due)), "noticeDays": notice}
         yield event(EventKind.EXPIRING, emaid, pcid, vehicle, {one[0] for one in due}, **members)
         written += 1
@@ -180,10 +180,10 @@ def report_revoked(emaid: EMAID, now: Now) -> Query[bool]:
 
 
 def _write(emaid: EMAID, pcid: PCID, namespaces: Collection[str], reason: UndeliverableReason, now: Now) -> Query[None]:
+    vehicle = yield from lock_vehicle(pcid, now)
     for namespace in sorted(namespaces):
         yield (
             "update contract set undeliverable = $1 where pcid = $2 and emaid = $3 and namespace = $4",
             (reason.value, pcid, emaid, namespace),
         )
-    vehicle = yield from lock_vehicle(pcid, now)
     yield event(EventKind.UNDELIVERABLE, emaid, pcid, vehicle, namespaces, reason=reason.value)
