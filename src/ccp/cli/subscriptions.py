@@ -24,14 +24,14 @@ from ccp.server.app import Services
 from ccp.server.audit.actor import command_actor
 from ccp.server.external.event_service import EventService
 from ccp.server.external.service_connection import ServiceConnection
-from ccp.server.pool.subscriptions import EventSource, event_source
+from ccp.server.pool.subscriptions import EventSource, event_source, source_name
 from ccp.server.pool.subscriptions import subscribe as subscribe_to
 from ccp.server.pool.subscriptions import unsubscribe as unsubscribe_from
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
 from ccp.server.storage.queries import peers
 from ccp.server.storage.queries import subscriptions as queries
-from ccp.server.storage.queries.subscriptions import PEER_PREFIX, Subscription
+from ccp.server.storage.queries.subscriptions import Subscription
 
 _SECRET_VARIABLE = "CCP_SUBSCRIPTION_SECRET"  # noqa: S105  the variable's name
 
@@ -93,12 +93,12 @@ def unsubscribe(
     """End a subscription. Running workers refuse its events within seconds."""
 
     async def run(built: Services) -> Subscription:
-        service, stored_name = None, name if name in ("rcp", "pcp") else f"{PEER_PREFIX}{name}"
+        service = None
         if not local:
-            stored = await built.store.read(queries.find(stored_name))
+            stored = await built.store.read(queries.find(source_name(name)))
             url = stored.url if stored is not None else ""
             service = _service(built, await _source(built.store, settings.load(config), name, (), url))
-        return await unsubscribe_from(built.store, service, stored_name, now=datetime.now(UTC), actor=command_actor())
+        return await unsubscribe_from(built.store, service, name, now=datetime.now(UTC), actor=command_actor())
 
     ended = with_services(config, run)
     if as_json:
@@ -127,12 +127,10 @@ def list_subscriptions(config: ConfigOption = None, as_json: JsonOption = False)
 
 
 async def _source(store: Store, config: Settings, name: str, events: tuple[str, ...], url: str) -> EventSource:
-    peer = None
-    if name not in ("rcp", "pcp"):
-        try:
-            peer = await store.read(peers.get(name))
-        except NotFound:
-            peer = None
+    try:
+        peer = await store.read(peers.get(name))
+    except NotFound:
+        peer = None
     return event_source(name, config, peer, events, url)
 
 

@@ -325,7 +325,6 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         redoc_url=None,
         redirect_slashes=False,
     )
-    changed = services.subscribers.refresh
     # Pings do not share connections with deliveries: the dispatcher has an outbound client of its own.
     sender = WebhookSender(store, services.outbound, clock, config.event_timeout)
     webhooks = Webhooks(
@@ -333,7 +332,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         pinger=Pinger(sender, limits.check_ping),
         allow_http=config.event_allow_http,
         max_overlap=config.event_secret_overlap,
-        on_change=changed,
+        on_change=services.subscribers.refresh,
         outbound=services.outbound,
     )
     enrolment = Enrolment(store, external.est_server, config.est_labels, config.est_subjects, clock)

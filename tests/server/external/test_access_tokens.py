@@ -295,6 +295,18 @@ def test_hanging_token_endpoint_costs_a_caller_its_own_timeout(server: Scripted)
     assert len(server.asked(TOKEN)) == 1
 
 
+def test_hanging_token_endpoint_is_named_after_a_rejection_too(server: Scripted) -> None:
+    server.on(ROOTS, error(401))
+    server.on(TOKEN, granted("first"), HANG)
+
+    async def use(connection: ServiceConnection, clock: Clock) -> None:
+        with pytest.raises(OutboundError, match="The token endpoint of the Test service did not answer"):
+            await ask(connection, timeout=0.2)
+
+    run(server, use)
+    assert presented(server) == ["first"]
+
+
 def test_token_request_of_opcp_is_json_and_has_another_form_in_reserve(server: Scripted) -> None:
     server.on(TOKEN, granted("first", 10), Reply(415), granted("second", 10), granted("third"))
 

@@ -218,7 +218,7 @@ class ClientCredentials(AccessTokens):
         """Request a token and keep it. Raises nothing: a failure is logged and counted."""
         try:
             token, lifetime = await self._request()
-        except (OutboundError, TokenError, Unavailable, OSError, ValueError) as exc:
+        except (TokenError, Unavailable, OSError, ValueError) as exc:
             self._breaker.record_failure()
             self._failure = strip_tracebacks(exc)
             _log.warning("access token not obtained", service=self._name, reason=_reason(exc))
@@ -234,7 +234,7 @@ class ClientCredentials(AccessTokens):
             self._fetching = None
 
     async def _request(self) -> tuple[str, float]:
-        """A token and its lifetime in seconds. Raises OutboundError, TokenError, OSError and ValueError (the file)."""
+        """A token and its lifetime in seconds. Raises TokenError, Unavailable; OSError and ValueError for the file."""
         members = {
             "grant_type": "client_credentials",
             "client_id": self._service.client_id,
@@ -303,10 +303,7 @@ def parse_token_response(response: HttpResponse) -> tuple[str, float]:
 
 
 def _members(response: HttpResponse) -> dict[str, Any]:
-    if (
-        response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        == "application/x-www-form-urlencoded"
-    ):
+    if response.media_type == _FORM:
         try:
             parsed = parse_qs(response.body.decode("ascii", "replace"), max_num_fields=50)
         except ValueError:

@@ -82,16 +82,14 @@ class ESTServer(ServiceClient):
 
     name = "EST server"
 
-    def __init__(self, connection: ServiceConnection, timeout: float | None = None) -> None:
-        """timeout: seconds for one exchange; None: TIMEOUT.
+    def __init__(self, connection: ServiceConnection) -> None:
+        """With `est_dialect = "opnc"` in the settings, the server has the paths and parameters of the PKI API of OPNC.
 
-        With `est_dialect = "opnc"` in the settings, the server has the paths and parameters of the PKI API of OPNC; by
-        default and with "opcp" it has those of RFC 7030.
+        By default and with "opcp" it has those of RFC 7030.
         """
         super().__init__(connection)
         given = connection.settings
         self._opnc = "dialect" in given.model_fields_set and given.dialect is Dialect.OPNC
-        self._timeout = TIMEOUT if timeout is None else timeout
         self._slots = KeyedSlots(_MAX_PER_CALLER)
 
     async def ca_certificates(self, selection: CASelection, caller: str) -> tuple[Certificate, ...]:
@@ -129,13 +127,13 @@ class ESTServer(ServiceClient):
         if body:
             headers |= {"Content-Type": "application/pkcs10", "Content-Transfer-Encoding": "base64"}
         try:
-            async with asyncio.timeout(self._timeout), self._slots.hold(caller):
+            async with asyncio.timeout(TIMEOUT), self._slots.hold(caller):
                 return await self._connection.request(
                     method,
                     self._path(operation, selection),
                     headers=headers,
                     content=body,
-                    timeout=self._timeout,
+                    timeout=TIMEOUT,
                     max_bytes=_MAX_BYTES,
                 )
         except (TimeoutError, OutboundError) as exc:
@@ -198,8 +196,7 @@ def _wait(response: HttpResponse, default: int) -> int:
 
 def _text(response: HttpResponse) -> str:
     """An explanation in plain text; empty if the body is anything else, such as a page."""
-    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    text = response.body.decode("utf-8", "replace") if kind == "text/plain" else ""
+    text = response.body.decode("utf-8", "replace") if response.media_type == "text/plain" else ""
     return "" if "<" in text else text.strip()
 
 

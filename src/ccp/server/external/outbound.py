@@ -66,6 +66,11 @@ class HttpResponse:
     headers: Mapping[str, str]
     body: bytes
 
+    @property
+    def media_type(self) -> str:
+        """The Content-Type without parameters, in lower case; empty if there is none."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
 
 class OutboundClient:
     """HTTP client with separate connection pools: for untrusted URLs, for configured ones, and for each `ClientTLS`.

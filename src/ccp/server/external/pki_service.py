@@ -115,10 +115,9 @@ class PKIService(ServiceClient):
                 f"The PKI service did not revoke the contract certificate (status {response.status}); "
                 "nothing was deleted."
             )
-        content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if response.body and content_type == "text/html":  # A login page or a proxy, not the service.
+        if response.body and response.media_type == "text/html":  # A login page or a proxy, not the service.
             raise UpstreamError("The PKI service's answer is not one of a PKI service; nothing was deleted.")
-        if response.body and content_type == "application/json":
+        if response.body and response.media_type == "application/json":
             parse_json(response, self.name)
 
 

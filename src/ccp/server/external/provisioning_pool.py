@@ -143,12 +143,7 @@ class ProvisioningCertificatePool(ServiceClient):
     async def _fetch(self, pcid: PCID, timeout: float) -> tuple[int, ProvisioningChain | None]:  # noqa: ASYNC109
         """The HTTP status, and the chain if it is 200. Raises UpstreamError."""
         path = f"/v1/oem/provCerts/{pcid}" if self._is_opcp else f"/provisioningcertificates/{pcid}"
-        try:
-            response = await self._ask(path, timeout)
-        except UpstreamError:
-            self._breaker.record_failure()
-            raise
-        self._breaker.record_success()  # It answers. An unusable answer about one vehicle must not cost the others.
+        response = await self._ask(path, timeout)
         chain = _parse_chain(parse_json(response, self.name), pcid) if response.status == 200 else None
         if response.status not in (200, 404, 410):
             _log.warning("provisioning pool refused request", status=response.status)
@@ -157,27 +152,34 @@ class ProvisioningCertificatePool(ServiceClient):
 
     async def _look_up(self, pcid: PCID, timeout: float) -> int:  # noqa: ASYNC109
         """The HTTP status: 200 if the pool knows the vehicle, 404 if not. Raises UpstreamError."""
-        try:
-            response = await self._ask(self.lookup_path(pcid), timeout)
-        except UpstreamError:
-            self._breaker.record_failure()
-            raise
-        self._breaker.record_success()
-        return response.status
+        return (await self._ask(self.lookup_path(pcid), timeout)).status
 
     def lookup_path(self, pcid: str) -> str:
         """The path of the operation that says whether the pool knows a vehicle: 200 or 404."""
         return f"/v1/oem/provCerts/lookupVehicle/{pcid}" if self._is_opcp else f"/lookupvehicle/{pcid}"
 
     async def _ask(self, path: str, timeout: float) -> HttpResponse:  # noqa: ASYNC109
-        """Raises UpstreamError, also for answers that no Provisioning Certificate Pool gives."""
-        response = await self._call("GET", path, timeout=timeout, max_bytes=_MAX_CHAIN_BYTES)
+        """Send a GET, and tell the circuit breaker whether the pool answers.
+
+        Raises UpstreamError, also for answers that no Provisioning Certificate Pool gives.
+        """
+        try:
+            response = await self._call("GET", path, timeout=timeout, max_bytes=_MAX_CHAIN_BYTES)
+            self._check_origin(response)
+        except UpstreamError:
+            self._breaker.record_failure()
+            raise
+        self._breaker.record_success()  # An unusable answer about one vehicle must not cost the others.
+        return response
+
+    @staticmethod
+    def _check_origin(response: HttpResponse) -> None:
+        """Refuse an answer that is not one of a Provisioning Certificate Pool. Raises UpstreamError."""
         if response.status >= 500 or response.status < 200:
             raise UpstreamError(f"The Provisioning Certificate Pool answered {response.status}.")
-        if response.status in (404, 410) and response.headers.get("content-type", "").lower().startswith("text/"):
+        if response.status in (404, 410) and response.media_type.startswith("text/"):
             # A proxy or another server. It must not look like a pool that knows no vehicle.
             raise UpstreamError("The Provisioning Certificate Pool's address answers with a page of text.")
-        return response
 
     @property
     def _is_opcp(self) -> bool:
@@ -218,10 +220,7 @@ def _parse_chain(parsed: object, pcid: PCID) -> ProvisioningChain:
     data = unwrap(unwrap(parsed, "OEMMessage"), "provisioningCertificate")
     members = unwrap(data, "provisioningCertificateChain")
     try:
-        # OPNC, OPCP, and the name that OPCP announces as the next one.
-        leaves = (
-            get_member(members, name) for name in ("certificate", "vehicleCertificate", "provisioningCertificate")
-        )
+        leaves = (get_member(members, name) for name in _LEAF_NAMES)
         certificate = parse_certificate(next((leaf for leaf in leaves if leaf is not None), None))
         sub_cas = tuple(
             parse_certificate(text)

@@ -36,7 +36,7 @@ _UNKNOWN_PCID: Final = "ZZZ00000000000000"
 class ServiceCheck:
     """The result for one service.
 
-    service: prefix of its settings. ms: milliseconds of the first call; None if it was not reached. steps: in order; if
+    service: prefix of its settings. ms: milliseconds of the first call; None unless it succeeded. steps: in order; if
     one failed, it is the last one. advice: one sentence for a failure.
     """
 

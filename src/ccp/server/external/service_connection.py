@@ -58,7 +58,8 @@ class ServiceConnection:
         body repeats the token, as some services explain a refusal, it has `(token)` in its place.
         timeout: seconds for all of it. Raises OutboundError, TokenError.
         """
-        waited_for = f"The token endpoint of the {self.name}"
+        token_endpoint = f"The token endpoint of the {self.name}"
+        waited_for = token_endpoint
         try:
             async with asyncio.timeout(timeout):
                 token = await self.tokens.get()
@@ -66,9 +67,11 @@ class ServiceConnection:
                 response = await self._send(method, path, token, timeout, max_bytes, headers, content)
                 if response.status != 401 or token is None:
                     return response
+                waited_for = token_endpoint
                 renewed = await self.tokens.get(rejected=token)
                 if renewed is None or renewed == token:
                     return response
+                waited_for = host_of(self.url)
                 return await self._send(method, path, renewed, timeout, max_bytes, headers, content)
         except TimeoutError as exc:
             raise OutboundError(f"{waited_for} did not answer within {timeout:g} s.") from exc

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
@@ -23,6 +24,7 @@ from ccp.errors import FieldError, NotAuthorised
 from ccp.ids import PCID
 from ccp.schemas.common import NamespaceField, PCIDField
 from ccp.schemas.json_bodies import read_body
+from ccp.server.http.responses import json_content
 from ccp.server.pool.contract_invalidation import ProvisioningEvent, parse_event_name
 
 _log = structlog.get_logger("ccp.pcp")
@@ -42,18 +44,6 @@ _MAX_SIGNATURES: Final = 16
 
 # An event with a future time would remove contracts that are published until then, and again at each replay.
 _CLOCK_TOLERANCE: Final = timedelta(minutes=5)
-
-
-def signature_parameters() -> list[dict[str, Any]]:
-    """Return the OpenAPI description of the headers."""
-    one = "(sha256=)?[0-9A-Fa-f]{64}"
-    described = {
-        "in": "header",
-        "required": False,
-        "schema": {"type": "string", "pattern": f"^{one}(, ?{one})*$"},
-        "description": "HMAC-SHA256 of the body, hexadecimal, or a list of such values; in one of these headers.",
-    }
-    return [{"name": name, **described} for name in SIGNATURE_HEADERS]
 
 
 def check_signature(key: bytes, headers: Headers, body: bytes) -> None:
@@ -97,15 +87,6 @@ class InboundEvent(BaseModel):
     eventType: str
 
 
-class _Event(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    eventType: str
-    timestamp: Annotated[datetime, BeforeValidator(_latest_instant)]
-    payload: _Vehicle
-    xsdMsgDefNamespace: NamespaceField | None = None
-
-
 class _Dated(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
@@ -116,6 +97,10 @@ class _OfVehicle(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     payload: _Vehicle
+
+
+class _Provisioning(_Dated, _OfVehicle):
+    xsdMsgDefNamespace: NamespaceField | None = None
 
 
 def read_event(body: bytes) -> InboundEvent:
@@ -154,6 +139,31 @@ def read_provisioning_event(event: InboundEvent, body: bytes, now: datetime) -> 
         raise
     if change is None:
         return None
-    found = read_body(_Event, body)
+    found = read_body(_Provisioning, body)
     _check_age(found.timestamp, now)
     return ProvisioningEvent(change, found.payload.pcid, found.timestamp, found.xsdMsgDefNamespace)
+
+
+def describe_webhook(
+    operation_id: str, summary: str, event: dict[str, Any], parameters: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """Return the OpenAPI description of a webhook of this pool. event: JSON schema. parameters: besides signatures."""
+    one = "(sha256=)?[0-9A-Fa-f]{64}"
+    signature = {
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string", "pattern": f"^{one}(, ?{one})*$"},
+        "description": "HMAC-SHA256 of the body, hexadecimal, or a list of such values; in one of these headers.",
+    }
+    failures = {
+        code: {"description": "Error", "content": json_content("Error")}
+        for code in ("400", "403", "404", "413", "415", "500", "503")
+    }
+    return {
+        "operationId": operation_id,
+        "summary": summary,
+        "parameters": [*parameters, *({"name": name, **signature} for name in SIGNATURE_HEADERS)],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": event}}},
+        "responses": {"200": {"description": "Success"}, **failures},
+        "security": [],
+    }

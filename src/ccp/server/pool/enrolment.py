@@ -55,8 +55,8 @@ class Enrolment:
         self._clock = clock
 
     def select(self, ca: str, edition: str | None, algorithm: str | None) -> CASelection:
-        """The CA that a caller names, in any case. Raises NotFound for one that is not configured, and without an EST
-        server.
+        """The CA that a caller names. Raises NotFound if neither the name nor its lower-case form is configured, and
+        without an EST server.
         """
         if self._server is None:
             raise NotFound(_NO_SERVER)

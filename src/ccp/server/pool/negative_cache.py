@@ -81,6 +81,12 @@ class NegativeCache:
         for vehicle in self._of.get(pcid, ()):
             self.discard(vehicle, peer)
 
+    def forget_peer(self, peer: str) -> None:
+        """Remove everything that a peer answered."""
+        bit = self._bits.get(peer, 0)
+        for vehicle, (expires, peers) in self._entries.items():
+            self._entries[vehicle] = expires, peers & ~bit
+
     def clear(self) -> None:
         """Remove everything, because the registered peers or their contracts changed."""
         self._entries.clear()

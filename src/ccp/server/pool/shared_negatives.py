@@ -23,7 +23,7 @@ from ccp.server.storage.change_feed import ChangeFeed
 from ccp.server.storage.queries.change_counters import ChangeCounter, bump_and_log
 
 MAX_VEHICLES: Final = 500
-"""Vehicles of one row; if more are announced at a time, all caches are cleared."""
+"""Vehicles of one peer in a row; if it announces more at a time, all that it answered is forgotten."""
 _WRITE_DELAY: Final = 0.2  # Seconds from an announcement to the write, in which others are gathered.
 
 
@@ -33,18 +33,15 @@ class SharedNegatives:
     def __init__(self, store: Store, cache: NegativeCache) -> None:
         self._store = store
         self._cache = cache
-        self._waiting: dict[tuple[str, PCID], None] = {}
-        self._overflow = False
+        self._waiting: dict[str, frozenset[PCID] | None] = {}
+        """The vehicles to announce, by peer; None for all vehicles."""
         self._wake = asyncio.Event()
         self._feed = ChangeFeed(store, (ChangeCounter.NEGATIVES,), self)
 
     def forget(self, peer: str, pcid: PCID) -> None:
         """Remove what a peer answered for a vehicle, here now and in the other workers soon."""
         self._cache.forget(pcid, peer)
-        if len(self._waiting) < MAX_VEHICLES:
-            self._waiting[peer, pcid] = None
-        else:
-            self._overflow = True
+        self._gather(peer, frozenset((pcid,)))
         self._wake.set()
 
     def write_task(self) -> PeriodicTask:
@@ -64,22 +61,25 @@ class SharedNegatives:
     async def apply(self, counter: ChangeCounter, after: int, last: int, keys: Collection[str]) -> None:
         """Apply announcements; see `ccp.server.storage.change_feed.TableCopy`."""
         for key in keys:
-            vehicles = json.loads(key)
-            if not vehicles:
-                self._cache.clear()
-            for peer, pcid in vehicles:
-                self._cache.forget(PCID(pcid), peer)
+            for peer, vehicles in json.loads(key).items():
+                if vehicles is None:
+                    self._cache.forget_peer(peer)
+                for pcid in vehicles or ():
+                    self._cache.forget(PCID(pcid), peer)
+
+    def _gather(self, peer: str, vehicles: frozenset[PCID] | None) -> None:
+        waiting = self._waiting.get(peer, frozenset())
+        union = None if waiting is None or vehicles is None else waiting | vehicles
+        self._waiting[peer] = union if union is not None and len(union) <= MAX_VEHICLES else None
 
     async def _write(self) -> None:
         if not self._waiting:
             return
-        waiting, overflow = self._waiting, self._overflow
-        self._waiting, self._overflow = {}, False
+        writing, self._waiting = self._waiting, {}
         try:
-            key = json.dumps([] if overflow else list(waiting))
+            key = json.dumps({peer: None if vehicles is None else list(vehicles) for peer, vehicles in writing.items()})
             await self._store.write(bump_and_log(ChangeCounter.NEGATIVES, key))
         except BaseException:
-            self._overflow |= overflow
-            for each in waiting:
-                self._waiting.setdefault(each)
+            for peer, vehicles in writing.items():
+                self._gather(peer, vehicles)
             raise

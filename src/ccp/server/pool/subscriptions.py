@@ -29,6 +29,7 @@ from ccp.server.storage.queries.subscriptions import PEER_PREFIX, Subscription
 CALLBACK_BASE: Final = "/opnc/v1/ccp/events"
 """Events are sent to this path, a slash, and the id of the subscription."""
 
+_SERVICES: Final = ("rcp", "pcp")
 _ROOTS: Final = ("root.cert.added", "root.cert.expired", "root.cert.revoked")
 _PROVISIONING: Final = ("prov.cert.updated", "prov.cert.deleted", "prov.cert.factory.reset")
 _OLD_RESET: Final = ("prov.cert.updated", "prov.cert.deleted", "prov.cert.updated.factory.reset")
@@ -48,6 +49,11 @@ class EventSource:
     choices: tuple[tuple[str, ...], ...]
 
 
+def source_name(name: str) -> str:
+    """The name of a source as it is stored, for the name that an operator uses."""
+    return name if name in _SERVICES else f"{PEER_PREFIX}{name}"
+
+
 def event_source(
     name: str, config: Settings, peer: Peer | None, events: Sequence[str] = (), url: str = ""
 ) -> EventSource:
@@ -56,13 +62,13 @@ def event_source(
     name: "rcp", "pcp", or the party id of a peer. peer: the registered one with this id. events: instead of the usual
     ones. url: of the webhooks there, if it does not follow from the URL of the service. Raises ConfigurationError.
     """
-    if name in ("rcp", "pcp"):
+    if name in _SERVICES:
         settings: ServiceSettings | None = getattr(config, name)
         if settings is None:
             raise ConfigurationError(f"There is no {SERVICES[name]} in the configuration ({name}_url).")
-        source, label = name, SERVICES[name]
+        label = SERVICES[name]
     elif peer is not None:
-        settings, source, label = _settings_of(peer), f"{PEER_PREFIX}{name}", f"pool {name}"
+        settings, label = _settings_of(peer), f"pool {name}"
     else:
         raise ConfigurationError(f"{name} is neither rcp, nor pcp, nor a peer ('ccp peer list').")
     target = url.rstrip("/") or endpoints_url(settings.url, settings.dialect)
@@ -72,7 +78,7 @@ def event_source(
     except ValidationError as exc:
         reason = exc.errors()[0]["msg"].removeprefix("Value error, ")
         raise ConfigurationError(f"The address of the webhooks of the {label} cannot be used: {reason}.") from None
-    return EventSource(source, label, at_webhooks, choices)
+    return EventSource(source_name(name), label, at_webhooks, choices)
 
 
 def _usual_events(name: str, dialect: Dialect) -> tuple[tuple[str, ...], ...]:
@@ -177,12 +183,15 @@ async def _put_webhook(
 async def unsubscribe(
     store: Store, service: EventService | None, name: str, *, now: datetime, actor: str
 ) -> Subscription:
-    """End a subscription. service: None only forgets it here. Raises ConfigurationError, UpstreamError, Unavailable."""
-    found = await store.read(queries.find(name))
+    """End a subscription. name: as an operator uses it. service: None only forgets it here.
+
+    Raises ConfigurationError, UpstreamError, Unavailable.
+    """
+    found = await store.read(queries.find(source_name(name)))
     if found is None:
         raise ConfigurationError(f"There is no subscription to {name}.")
     if service is not None and found.endpoint_id is not None:
         await service.delete(found.endpoint_id)
-    entry = Entry(now, actor, Action.SUBSCRIPTION_REMOVED, {"source": name, "subscription": found.id})
+    entry = Entry(now, actor, Action.SUBSCRIPTION_REMOVED, {"source": found.source, "subscription": found.id})
     await store.write(with_audit(queries.remove(found.id), lambda _: [entry]))
     return found

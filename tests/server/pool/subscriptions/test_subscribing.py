@@ -224,3 +224,5 @@ def test_peer_that_is_removed_cannot_send_events_any_more(subscriber: Pool) -> N
         assert stored(subscriber) == []
         rows = subscriber.sql("select action from audit where action like '%.removed' order by number")
         assert sorted(row[0] for row in rows) == ["peer.removed", "subscription.removed"]
+        sentence = command_error(subscriber, "ccp neighbour unsubscribe pool-b --local")
+        assert sentence == "There is no subscription to pool-b."

@@ -25,13 +25,12 @@ from ccp.server.http import query_parameters
 from ccp.server.http.inbound_events import (
     MAX_BODY,
     check_signature,
+    describe_webhook,
     read_event,
     read_provisioning_event,
-    signature_parameters,
 )
 from ccp.server.http.middleware.tracing import trace_of
 from ccp.server.http.request_context import RequestContext
-from ccp.server.http.responses import json_content
 from ccp.server.pool.contract_invalidation import EVENT_NAMES
 from ccp.server.pool.operations import Pool
 
@@ -63,7 +62,6 @@ def pcp_route(context: RequestContext, pool: Pool, secret: SecretStr | None) -> 
 
 def description() -> dict[str, Any]:
     """Return the OpenAPI description of the webhook, which is active only if `pcp_webhook_secret` is set."""
-    error = json_content("Error")
     event = {
         "type": "object",
         "required": ["eventType"],
@@ -77,14 +75,5 @@ def description() -> dict[str, Any]:
             "xsdMsgDefNamespace": {"type": "string"},
         },
     }
-    failures = {
-        code: {"description": "Error", "content": error} for code in ("400", "403", "404", "413", "415", "500", "503")
-    }
-    return {
-        "operationId": "TakeProvisioningEvent",
-        "summary": "Events of the Provisioning Certificate Pool about vehicles' certificates",
-        "parameters": signature_parameters(),
-        "requestBody": {"required": True, "content": {"application/json": {"schema": event}}},
-        "responses": {"200": {"description": "Success"}, **failures},
-        "security": [],
-    }
+    summary = "Events of the Provisioning Certificate Pool about vehicles' certificates"
+    return describe_webhook("TakeProvisioningEvent", summary, event)

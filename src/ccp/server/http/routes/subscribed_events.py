@@ -31,14 +31,13 @@ from ccp.server.http.inbound_events import (
     MAX_BODY,
     check_age,
     check_signature,
+    describe_webhook,
     read_event,
     read_pcid,
     read_provisioning_event,
-    signature_parameters,
 )
 from ccp.server.http.middleware.tracing import trace_of
 from ccp.server.http.request_context import RequestContext
-from ccp.server.http.responses import json_content
 from ccp.server.pool.event_sources import EventSources
 from ccp.server.pool.operations import Pool
 from ccp.server.pool.subscriptions import CALLBACK_BASE
@@ -98,24 +97,12 @@ def description() -> dict[str, Any]:
             "payload": {"type": "object"},
         },
     }
-    failures = {
-        code: {"description": "Error", "content": json_content("Error")}
-        for code in ("400", "403", "404", "413", "415", "500", "503")
+    identifier = {
+        "name": "id",
+        "in": "path",
+        "required": True,
+        "description": "Id of the subscription.",
+        "schema": {"type": "string"},
     }
-    return {
-        "operationId": "TakeEvent",
-        "summary": "Events of a system that this pool has subscribed to",
-        "parameters": [
-            {
-                "name": "id",
-                "in": "path",
-                "required": True,
-                "description": "Id of the subscription.",
-                "schema": {"type": "string"},
-            },
-            *signature_parameters(),
-        ],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": event}}},
-        "responses": {"200": {"description": "Success"}, **failures},
-        "security": [],
-    }
+    summary = "Events of a system that this pool has subscribed to"
+    return describe_webhook("TakeEvent", summary, event, [identifier])
