@@ -159,7 +159,7 @@ def _judged(
     }
     yield Row("honest requests with a wrong answer", "0", f"{wrong or 0} of {sum(answers.values())}", not wrong)
     share = sum(right.values()) / max(1, sum(answers.values()))
-    yield Row("honest requests with the expected answer", "reported", f"{100 * share:.2f} %", None)
+    yield Row("honest requests with the expected answer", "none", f"{100 * share:.2f} %", None)
     over = bounds.exceeded(longest)
     watched = sum(name in bounds.stated() for name in longest)
     yield Row(f"containers beyond their bound, of {watched}", "0", f"{len(over)}", not over, "; ".join(over))

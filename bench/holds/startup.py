@@ -209,11 +209,11 @@ def _starts(config: Path, folder: Path, rounds: int, short: bool) -> Iterator[Ro
         first = statistics.median(found)
         what = f"from the command to the first answer, {'one worker' if workers == 1 else 'two workers'}"
         if short:
-            yield Row(what, "reported", f"{first:.1f} s", None)
+            yield Row(what, "none", f"{first:.1f} s", None)
         else:
             yield Row(what, f"≤ {_MAX_FIRST_ANSWER} s", f"{first:.2f} s", first <= _MAX_FIRST_ANSWER, note)
     yield Row(
-        "two workers and their parent at rest: memory (PSS), processor time of the parent", "reported",
+        "two workers and their parent at rest: memory (PSS), processor time of the parent", "none",
         f"{statistics.median(shares):.0f} MiB, {statistics.median(parents):.2f} s", None, note,
     )  # fmt: skip
 
