@@ -17,7 +17,7 @@ from ccp.ids import EMAID, Namespace
 from ccp.server.domain.subscriptions import UndeliverableReason
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import contract_notices as notices
-from ccp.server.storage.queries import contracts, revocation
+from ccp.server.storage.queries import contract_portions, contracts, revocation
 from ccp.server.storage.queries.contract_notices import Undeliverable
 from ccp.x509.revocation_evidence import CertificateRef, Evidence, RevocationStatus
 from tests.databases import Server, sql
@@ -65,7 +65,7 @@ def test_expiring_contracts_are_found_in_portions(url: str) -> None:
         publish(url, emaid, left * DAY)
     publish(url, EMAID("DEEXAS00000009"), 31 * DAY, pcid=OTHER_CAR)
     publish(url, EMAID("DEEXAS00000008"), -1 * DAY, pcid=OTHER_CAR)
-    found, after, portions = [], notices.FIRST_CONTRACT, 0
+    found, after, portions = [], contract_portions.FIRST_CONTRACT, 0
     while after is not None:
         portion = read(url, notices.expiring(DAYS, AT, after, 2))
         found += portion.emaids
@@ -183,14 +183,14 @@ def test_report_revoked_names_the_editions_without_another_variant(url: str) -> 
         publish(url, certificates=(CertificateRef("issuer", serial, None),), **more)
     assert not write(url, notices.report_revoked(FIRST, AT))
     revoke(url, 1)
-    assert read(url, notices.revoked()).emaids == [FIRST]
+    assert read(url, contract_portions.revoked(unreported=True)).emaids == [FIRST]
     assert not write(url, notices.report_revoked(FIRST, AT)), "the variant under the other root is valid"
     revoke(url, 3)
     assert write(url, notices.report_revoked(FIRST, AT))
     revoke(url, 2)
     assert write(url, notices.report_revoked(FIRST, AT))
     assert not write(url, notices.report_revoked(FIRST, AT))
-    assert read(url, notices.revoked()).emaids == []
+    assert read(url, contract_portions.revoked(unreported=True)).emaids == []
     assert [namespaces for _, namespaces, _ in written(url, "emsp.contract.undeliverable")] == [
         [Namespace.ISO20],
         [Namespace.ISO2],

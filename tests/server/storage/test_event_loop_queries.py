@@ -20,6 +20,7 @@ from ccp.server.storage.queries import (
     audit,
     change_counters,
     contract_notices,
+    contract_portions,
     contracts,
     deliveries,
     delivery_queue,
@@ -90,7 +91,7 @@ QUERIES: dict[str, Any] = {
     "audit.rows_naming_in_shard": LONG,
     "audit.shard_lengths": SMALL,
     "queries.expired": LONG,
-    "queries.revoked": LONG,
+    "contract_portions.revoked": LONG,
     "queries.idle_vehicles": LONG,
 }
 LONG_ONES = (
@@ -102,8 +103,7 @@ LONG_ONES = (
     erasure.list_watched(("", "")),
     purging.expired(AT),
     contract_notices.expiring((30, 7), AT),
-    contract_notices.revoked(),
-    purging.revoked(),
+    contract_portions.revoked(),
     purging.idle_vehicles(AT),
     audit.search(audit.Filter(ids=(E,)), 100),
 )

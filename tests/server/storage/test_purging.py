@@ -10,7 +10,7 @@ import pytest
 
 from ccp.ids import EMAID, PCID
 from ccp.server.storage import Store
-from ccp.server.storage.queries import contracts, revocation, vehicles
+from ccp.server.storage.queries import contract_portions, contracts, revocation, vehicles
 from ccp.server.storage.queries import purging as queries
 from ccp.x509.revocation_evidence import CertificateRef, Evidence, RevocationStatus
 from tests.server.storage.made import AT, DAY, NO_LIMITS, SECOND, candidates, variant, with_store
@@ -57,9 +57,9 @@ def filled(url: str) -> str:
 
 @pytest.mark.parametrize("limit", [1, 7, MANY, 1000])
 def test_candidates_are_complete_for_any_portion_size(filled: str, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    for query in ("expired", "revoked"):
-        real = getattr(queries, query)
-        monkeypatch.setattr(queries, query, lambda *given, real=real: real(*given, limit=limit))
+    for module, query in ((queries, "expired"), (contract_portions, "revoked")):
+        real = getattr(module, query)
+        monkeypatch.setattr(module, query, lambda *given, real=real: real(*given, limit=limit))
     found = candidates(filled, AT)
     assert set(found) == {emaid(number) for number in range(2 * MANY)}
     assert len(found) == 2 * MANY + 5, "those that are both are found in both ways"
@@ -69,10 +69,10 @@ def test_portion_examines_at_most_its_limit(filled: str) -> None:
     async def use(store: Store) -> None:
         portion = await store.read(queries.expired(AT, limit=7))
         assert len(portion.emaids) == 7
-        after, found = queries.FIRST_CERTIFICATE, 0
+        after, found = contract_portions.FIRST_CERTIFICATE, 0
         portions = 0
         while after is not None:
-            portion = await store.read(queries.revoked(after, limit=10))
+            portion = await store.read(contract_portions.revoked(after, limit=10))
             assert len(portion.emaids) <= 10
             found += len(portion.emaids)
             portions += 1
@@ -112,9 +112,9 @@ def test_idle_vehicle_with_a_new_contract_stays(url: str) -> None:
 def test_purge_queries_use_indexes(filled: str) -> None:
     """Without them a purge reads every row of evidence, one for each certificate that was ever seen."""
     as_if_large(filled)
-    assert "evidence_revoked" in plans(filled, queries.revoked())
+    assert "evidence_revoked" in plans(filled, contract_portions.revoked())
     assert "contract_validity" in plans(filled, queries.expired(AT))
     if filled.startswith("sqlite"):
-        every = plans(filled, queries.revoked()) + plans(filled, queries.expired(AT))
+        every = plans(filled, contract_portions.revoked()) + plans(filled, queries.expired(AT))
         assert "SCAN" not in every
         assert "TEMP B-TREE" not in every

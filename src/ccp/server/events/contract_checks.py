@@ -17,7 +17,13 @@ from ccp.server.runtime.background import PeriodicTask
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
 from ccp.server.storage.queries import contract_notices as queries
-from ccp.server.storage.queries.contract_notices import Candidates, Cursor
+from ccp.server.storage.queries import contract_portions
+from ccp.server.storage.queries.contract_portions import (
+    FIRST_CERTIFICATE,
+    FIRST_CONTRACT,
+    Cursor,
+    Portion,
+)
 
 _JITTER: Final = 0.25
 
@@ -53,7 +59,7 @@ class ContractChecks:
         """Search once. Raises Unavailable."""
         now = await self._checked_now()
         if self._days and self._subscribers.has_any(EventKind.EXPIRING):
-            after: Cursor | None = queries.FIRST_CONTRACT
+            after: Cursor | None = FIRST_CONTRACT
             while after is not None:
                 found = await self._store.read(queries.expiring(self._days, now, after))
                 for emaid in self._wanted(found, EventKind.EXPIRING):
@@ -61,13 +67,13 @@ class ContractChecks:
                         self._changed()
                 after = found.following
         if self._subscribers.has_any(EventKind.UNDELIVERABLE):
-            after = queries.FIRST_CERTIFICATE
+            after = FIRST_CERTIFICATE
             while after is not None:
-                found = await self._store.read(queries.revoked(after))
+                found = await self._store.read(contract_portions.revoked(after, unreported=True))
                 for emaid in self._wanted(found, EventKind.UNDELIVERABLE):
                     if await self._store.write(queries.report_revoked(emaid, self._clock)):
                         self._changed()
                 after = found.following
 
-    def _wanted(self, found: Candidates, kind: EventKind) -> list[EMAID]:
+    def _wanted(self, found: Portion, kind: EventKind) -> list[EMAID]:
         return [emaid for emaid in found.emaids if self._subscribers.wants(kind, emaid)]

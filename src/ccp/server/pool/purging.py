@@ -7,8 +7,9 @@ from datetime import datetime
 
 from ccp.ids import EMAID
 from ccp.server.storage import Store
-from ccp.server.storage.queries import handed_out
+from ccp.server.storage.queries import contract_portions, handed_out
 from ccp.server.storage.queries import purging as queries
+from ccp.server.storage.queries.contract_portions import FIRST_CERTIFICATE, FIRST_CONTRACT, Cursor
 
 
 async def candidates(store: Store, before: datetime) -> AsyncIterator[EMAID]:
@@ -18,16 +19,16 @@ async def candidates(store: Store, before: datetime) -> AsyncIterator[EMAID]:
     """
     # Variants of a contract mostly expire together, so it is enough to skip those of the portion before.
     seen: set[EMAID] = set()
-    after: queries.Cursor | None = queries.FIRST_CONTRACT
+    after: Cursor | None = FIRST_CONTRACT
     while after is not None:
         portion = await store.read(queries.expired(before, after))
         for emaid in portion.emaids:
             if emaid not in seen:
                 yield emaid
         seen, after = set(portion.emaids), portion.following
-    after = queries.FIRST_CERTIFICATE
+    after = FIRST_CERTIFICATE
     while after is not None:
-        portion = await store.read(queries.revoked(after))
+        portion = await store.read(contract_portions.revoked(after))
         for emaid in portion.emaids:
             yield emaid
         after = portion.following
@@ -38,7 +39,7 @@ async def remove_idle_vehicles(store: Store, before: datetime) -> None:
 
     Raises Unavailable.
     """
-    after: queries.Cursor | None = queries.FIRST_VEHICLE
+    after: Cursor | None = queries.FIRST_VEHICLE
     while after is not None:
         portion = await store.read(queries.idle_vehicles(before, after))
         if portion.vehicles:

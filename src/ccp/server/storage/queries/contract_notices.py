@@ -9,30 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from ccp.ids import EMAID, PCID
 from ccp.schemas.timestamps import rfc3339
 from ccp.server.domain.subscriptions import EventKind, UndeliverableReason
-from ccp.server.storage.engine.query import Query, Row, long_read, retryable
+from ccp.server.storage.engine.query import Query, long_read, retryable
+from ccp.server.storage.queries.contract_portions import FIRST_CONTRACT, PORTION, Cursor, Portion, portion
 from ccp.server.storage.queries.contracts import event
 from ccp.server.storage.queries.vehicle_lock import Now, lock_vehicle, microseconds, read_clock
 
-PORTION: Final = 500
-Cursor: TypeAlias = Row
-"""The key of the last row that a portion examined."""
-FIRST_CONTRACT: Final[Cursor] = (-1, "")
-FIRST_CERTIFICATE: Final[Cursor] = ("", "")
-
 # Variants of a contract may end at slightly different times. One event is about all of them.
 _TOGETHER: Final = timedelta(days=1)
-
-
-class Candidates(NamedTuple):
-    """Contracts to look at under their lock. following: cursor of the next portion; None after the last one."""
-
-    emaids: list[EMAID]
-    following: Cursor | None
 
 
 def reached_notice(valid_to: datetime, reported: int | None, days: Collection[int], now: datetime) -> int | None:
@@ -51,7 +39,7 @@ def reached_notice(valid_to: datetime, reported: int | None, days: Collection[in
 @long_read
 def expiring(
     days: Collection[int], now: datetime, after: Cursor = FIRST_CONTRACT, limit: int = PORTION
-) -> Query[Candidates]:
+) -> Query[Portion]:
     """Contracts with a variant that has reached a notice, in portions of an index."""
     until = now + timedelta(days=max(days))
     rows = yield (
@@ -64,8 +52,7 @@ def expiring(
         for valid_to, emaid, reported in rows
         if reached_notice(datetime.fromtimestamp(valid_to, UTC), reported, days, now) is not None
     )
-    following = tuple(rows[-1][:2]) if len(rows) == limit else None
-    return Candidates([EMAID(emaid) for emaid in dict.fromkeys(due)], following)
+    return portion(due, [row[:2] for row in rows], limit)
 
 
 @retryable
@@ -132,27 +119,6 @@ def _is_news(found: Undeliverable) -> Query[bool]:
     is_same = bool(rows) and max(row[1] for row in rows) == microseconds(found.newest)
     # A revocation is never undone, so nothing is reported after it.
     return is_same and any(row[0] not in (found.reason, UndeliverableReason.REVOKED) for row in rows)
-
-
-@long_read
-def revoked(after: Cursor = FIRST_CERTIFICATE, limit: int = PORTION) -> Query[Candidates]:
-    """Contracts whose certificate is revoked and whose event was not written, in portions of revoked certificates."""
-    rows = yield (
-        "select issuer, serial from evidence where status = 'revoked' and (issuer, serial) > ($1, $2) "
-        "order by issuer, serial limit $3",
-        (*after, limit),
-    )
-    if not rows:
-        return Candidates([], None)
-    found = yield (
-        "select c.emaid from evidence e join contract c "
-        "on c.certificate_issuer = e.issuer and c.certificate_serial = e.serial "
-        "where e.status = 'revoked' and (e.issuer, e.serial) > ($1, $2) and (e.issuer, e.serial) <= ($3, $4) "
-        "and (c.undeliverable is null or c.undeliverable <> 'revoked')",
-        (*after, *rows[-1]),
-    )
-    following = tuple(rows[-1]) if len(rows) == limit else None
-    return Candidates([EMAID(emaid) for emaid in dict.fromkeys(row[0] for row in found)], following)
 
 
 @retryable

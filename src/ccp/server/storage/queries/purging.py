@@ -1,37 +1,27 @@
-"""Queries that find what can be purged, in bounded portions, and that purge it.
-
-Each portion examines at most `limit` rows of an index and returns the cursor of the next portion, so its time does not
-depend on the number of contracts.
-"""
+"""Queries that find what can be purged, in bounded portions (`contract_portions`), and that purge it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from ccp.ids import EMAID, PCID
 from ccp.server.domain.subscriptions import UndeliverableReason
-from ccp.server.storage.engine.query import Query, Row, long_read, retryable
+from ccp.server.storage.engine.query import Query, long_read, retryable
 from ccp.server.storage.queries.contract_notices import report_revoked
+from ccp.server.storage.queries.contract_portions import (
+    FIRST_CONTRACT,
+    PORTION,
+    Cursor,
+    Portion,
+    following,
+    portion,
+)
 from ccp.server.storage.queries.contracts import Removed, withdraw
 from ccp.server.storage.queries.vehicle_lock import Now, microseconds
 
-PORTION: Final = 500
-
-Cursor: TypeAlias = Row
-"""The key of the last row that a portion examined."""
-
-FIRST_CONTRACT: Final[Cursor] = (-1, "")
-FIRST_CERTIFICATE: Final[Cursor] = ("", "")
 FIRST_VEHICLE: Final[Cursor] = (-1, "")
-
-
-class Portion(NamedTuple):
-    """Candidates. following: cursor of the next portion; None after the last one."""
-
-    emaids: list[EMAID]
-    following: Cursor | None
 
 
 @long_read
@@ -42,26 +32,7 @@ def expired(before: datetime, after: Cursor = FIRST_CONTRACT, limit: int = PORTI
         "order by valid_to, emaid limit $4",
         (int(before.timestamp()), *after, limit),
     )
-    return Portion(_each(row[1] for row in rows), _last(rows, limit))
-
-
-@long_read
-def revoked(after: Cursor = FIRST_CERTIFICATE, limit: int = PORTION) -> Query[Portion]:
-    """Contracts whose certificate is revoked. A portion counts revoked certificates, few of which are of contracts."""
-    rows = yield (
-        "select issuer, serial from evidence where status = 'revoked' and (issuer, serial) > ($1, $2) "
-        "order by issuer, serial limit $3",
-        (*after, limit),
-    )
-    if not rows:
-        return Portion([], None)
-    found = yield (
-        "select c.emaid from evidence e join contract c "
-        "on c.certificate_issuer = e.issuer and c.certificate_serial = e.serial "
-        "where e.status = 'revoked' and (e.issuer, e.serial) > ($1, $2) and (e.issuer, e.serial) <= ($3, $4)",
-        (*after, *rows[-1]),
-    )
-    return Portion(_each(row[0] for row in found), _last(rows, limit))
+    return portion((row[1] for row in rows), rows, limit)
 
 
 def purge_reason(emaid: EMAID, before: datetime) -> Query[tuple[PCID, str] | None]:
@@ -119,7 +90,7 @@ def idle_vehicles(before: datetime, after: Cursor = FIRST_VEHICLE, limit: int = 
         "and not exists (select 1 from delivery d where d.pcid = v.pcid) order by v.provisioned_at, v.pcid",
         (*after, *rows[-1]),
     )
-    return IdleVehicles([(pcid, rev) for pcid, rev in found], _last(rows, limit))
+    return IdleVehicles([(pcid, rev) for pcid, rev in found], following(rows, limit))
 
 
 @retryable
@@ -132,11 +103,3 @@ def remove_vehicles(vehicles: Sequence[tuple[str, int]]) -> Query[int]:
     for pcid, rev in sorted(vehicles):
         count += len((yield "delete from vehicle where pcid = $1 and rev = $2 returning rev", (pcid, rev)))
     return count
-
-
-def _each(emaids: Iterable[str]) -> list[EMAID]:
-    return [EMAID(emaid) for emaid in dict.fromkeys(emaids)]
-
-
-def _last(rows: Sequence[Row], limit: int) -> Cursor | None:
-    return tuple(rows[-1]) if len(rows) == limit else None
