@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ccp.server.service_settings import SERVICES, ServiceSettings
 from ccp.server.settings import Settings
+from ccp.server.settings.services import SERVICES, ServiceSettings
 from tests.documents import DOCS, ROOT, table
 
 SOURCES = {path: path.read_text("utf-8") for path in sorted((ROOT / "src").rglob("*.py"))}

@@ -14,9 +14,9 @@ import structlog
 from pydantic import BaseModel, SecretStr
 
 from ccp.server import logging
-from ccp.server.issuer_settings import IssuerSettings
 from ccp.server.runtime.redacted_urls import hide_credentials, hide_in_text
 from ccp.server.settings import Settings
+from ccp.server.settings.issuers import IssuerSettings
 from tests.cli.run import ccp, ccp_ok
 
 SECRET = "hunter2"

@@ -16,7 +16,7 @@ from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.access.trusted_issuers import party_from_claims
 from ccp.server.http.routes.opnc import BASE
-from ccp.server.issuer_settings import IssuerSettings
+from ccp.server.settings.issuers import IssuerSettings
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_error
 from tests.scripted_server import Reply

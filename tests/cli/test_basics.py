@@ -10,8 +10,8 @@ import pytest
 
 from ccp import __version__
 from ccp.cli.output import print_table
-from ccp.server.service_settings import SERVICES
 from ccp.server.settings import Settings
+from ccp.server.settings.services import SERVICES
 from ccp.server.storage.engine import schema
 from ccp.testing.pki import PKI
 from tests.cli.command_tree import TREE

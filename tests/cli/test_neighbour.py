@@ -15,7 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
-from ccp.server.service_settings import SERVICES
+from ccp.server.settings.services import SERVICES
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.scripted_server import HANG, Reply, Scripted, error, granted, json_reply, nowhere, scripted

@@ -20,8 +20,8 @@ from ccp.server.external.service_check import ServiceCheck, check_service
 from ccp.server.external.service_connection import ServiceConnection
 from ccp.server.external.services import ExternalServices
 from ccp.server.runtime.redacted_urls import hide_credentials
-from ccp.server.service_settings import SERVICES, ServiceSettings
 from ccp.server.settings import Settings
+from ccp.server.settings.services import SERVICES, ServiceSettings
 from ccp.server.storage import connect
 from ccp.server.storage.engine.time_limits import COMMANDS
 from ccp.server.trust.anchors import TrustStore

@@ -16,8 +16,8 @@ import typer
 from ccp.cli import startup
 from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table
 from ccp.server import settings
-from ccp.server.service_settings import SERVICES, ServiceSettings
 from ccp.server.settings import MetricsAccess, Settings
+from ccp.server.settings.services import SERVICES, ServiceSettings
 
 _METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 """As `ccp.server.metrics.SHARED`, which only functions import, because it loads prometheus-client."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.service_connection import ServiceConnection
-from ccp.server.service_settings import ServiceSettings
+from ccp.server.settings.services import ServiceSettings
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from ccp.errors import UpstreamError
 from ccp.server.external.access_tokens import ClientCredentials, TokenError
 from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.server.external.service_connection import ServiceConnection
-from ccp.server.service_settings import ServiceSettings
+from ccp.server.settings.services import ServiceSettings
 from tests.scripted_server import (
     DROP,
     ENDLESS,

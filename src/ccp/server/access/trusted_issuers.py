@@ -38,9 +38,9 @@ from ccp.server.access.jose import (
 )
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.external.outbound import OutboundClient
-from ccp.server.issuer_settings import IssuerSettings
 from ccp.server.runtime.background import PeriodicTask
 from ccp.server.runtime.blocking_calls import BlockingCalls
+from ccp.server.settings.issuers import IssuerSettings
 
 _log = structlog.get_logger("ccp.server.access.trusted_issuers")
 

@@ -31,7 +31,7 @@ from ccp.server.external.circuit_breaker import CircuitBreaker
 from ccp.server.external.client_tls import ClientTLS
 from ccp.server.external.outbound import HttpResponse, OutboundClient, OutboundError
 from ccp.server.runtime.blocking_calls import BlockingCalls
-from ccp.server.service_settings import Dialect, ServiceSettings, is_secret
+from ccp.server.settings.services import Dialect, ServiceSettings, is_secret
 
 _log = structlog.get_logger("ccp.server.external.access_tokens")
 

@@ -23,7 +23,7 @@ from ccp.server.external.host_limits import KeyedSlots
 from ccp.server.external.outbound import HttpResponse, OutboundError
 from ccp.server.external.service_client import ServiceClient
 from ccp.server.external.service_connection import ServiceConnection
-from ccp.server.service_settings import Dialect
+from ccp.server.settings.services import Dialect
 from ccp.x509.certificates import Certificate
 from ccp.x509.certs_only import read_certs_only
 from ccp.x509.signing_requests import SigningRequest, unwrap

@@ -19,7 +19,7 @@ from ccp.errors import UpstreamError
 from ccp.server.external.outbound import HttpResponse, OutboundError
 from ccp.server.external.service_client import get_member
 from ccp.server.external.service_connection import ServiceConnection
-from ccp.server.service_settings import Dialect
+from ccp.server.settings.services import Dialect
 
 _TIMEOUT: Final = 15.0
 _MAX_BYTES: Final = 262_144  # A list of webhooks.

@@ -20,7 +20,7 @@ from ccp.server.external.circuit_breaker import CircuitBreaker
 from ccp.server.external.outbound import HttpResponse
 from ccp.server.external.service_client import ServiceClient, get_member, parse_certificate, parse_json, unwrap
 from ccp.server.external.service_connection import ServiceConnection
-from ccp.server.service_settings import Dialect
+from ccp.server.settings.services import Dialect
 from ccp.x509.certificates import Certificate
 from ccp.x509.parse_errors import parse_errors_as
 

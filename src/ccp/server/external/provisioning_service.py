@@ -14,7 +14,7 @@ from ccp.errors import ChainError, FieldError, UpstreamError
 from ccp.ids import Namespace
 from ccp.server.external.outbound import HttpResponse
 from ccp.server.external.service_client import ServiceClient, get_member, parse_certificate, parse_json, unwrap
-from ccp.server.service_settings import Dialect
+from ccp.server.settings.services import Dialect
 from ccp.x509.certificates import Certificate
 
 _TIMEOUT: Final = 10.0

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ccp.errors import ChainError, UpstreamError
 from ccp.server.external.service_client import ServiceClient, get_member, parse_certificate, parse_json
-from ccp.server.service_settings import Dialect
+from ccp.server.settings.services import Dialect
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
 

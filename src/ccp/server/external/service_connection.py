@@ -18,7 +18,7 @@ from ccp.errors import ConfigurationError
 from ccp.server.external.access_tokens import AccessTokens, read_secret
 from ccp.server.external.client_tls import ClientTLS
 from ccp.server.external.outbound import HttpResponse, OutboundClient, OutboundError, host_of
-from ccp.server.service_settings import ServiceSettings
+from ccp.server.settings.services import ServiceSettings
 
 _MIN_HIDDEN: Final = 8
 """Characters. A shorter token is no secret, and may be part of any word."""

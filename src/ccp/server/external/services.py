@@ -12,8 +12,8 @@ from ccp.server.external.pki_service import PKIService
 from ccp.server.external.provisioning_pool import ProvisioningCertificatePool
 from ccp.server.external.root_pool import RootCertificatePool
 from ccp.server.external.service_connection import ServiceConnection, check_files
-from ccp.server.service_settings import SERVICES, Dialect
 from ccp.server.settings import Settings
+from ccp.server.settings.services import SERVICES, Dialect
 
 
 @dataclass(frozen=True, slots=True)

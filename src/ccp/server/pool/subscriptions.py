@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from ccp.errors import ConfigurationError
 from ccp.server.external.event_service import EventService, RemoteWebhook, WebhookRefused, endpoints_url
-from ccp.server.service_settings import SERVICES, Dialect, ServiceSettings
 from ccp.server.settings import Settings
+from ccp.server.settings.services import SERVICES, Dialect, ServiceSettings
 from ccp.server.storage import Store
 from ccp.server.storage.queries import subscriptions as queries
 from ccp.server.storage.queries.audit import Action, Entry, with_audit

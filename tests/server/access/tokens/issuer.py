@@ -15,7 +15,7 @@ from joserfc import jws
 from joserfc.jwk import ECKey, KeySet, OKPKey, RSAKey
 
 from ccp.server.http.routes.opnc import BASE
-from ccp.server.issuer_settings import IssuerSettings
+from ccp.server.settings.issuers import IssuerSettings
 from tests.scripted_server import Reply, Scripted, scripted
 from tests.world import Pool, new_emaid
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from joserfc.jwk import ECKey, RSAKey
 
 from ccp.server.http.routes.opnc import BASE
-from ccp.server.issuer_settings import IssuerSettings
+from ccp.server.settings.issuers import IssuerSettings
 from ccp.testing.pki import PKI
 from tests.background_rounds import wait_for_round
 from tests.scripted_server import ENDLESS, Reply

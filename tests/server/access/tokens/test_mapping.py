@@ -15,7 +15,7 @@ from ccp.server.access.jose import InvalidClaim, UnknownCaller
 from ccp.server.access.trusted_issuers import TrustedIssuers, check_key_files, find_claim, party_from_claims
 from ccp.server.domain.parties import CLIENT_ID_PATTERN, PartyRole
 from ccp.server.external.outbound import OutboundClient
-from ccp.server.issuer_settings import IssuerSettings
+from ccp.server.settings.issuers import IssuerSettings
 from tests.cli.run import ccp_error
 from tests.server.access.tokens.issuer import key, key_set
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from ccp.schemas.suggestions import closest, quotable
-from ccp.server.service_settings import SERVICES, ServiceSettings
+from ccp.server.settings.services import SERVICES, ServiceSettings
 
 _PREFIX: Final = "ccp_"
 OTHER_VARIABLES: Final = frozenset({"CCP_CONFIG", "CCP_PEER_SECRET", "CCP_SUBSCRIPTION_SECRET"})

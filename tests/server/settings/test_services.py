@@ -14,8 +14,8 @@ import pytest
 from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.app import build_services
-from ccp.server.service_settings import SERVICES, Dialect, ServiceSettings
 from ccp.server.settings import Settings
+from ccp.server.settings.services import SERVICES, Dialect, ServiceSettings
 from tests.cli.run import ccp, ccp_ok
 
 SECRET = "hunter2-of-the-pool"

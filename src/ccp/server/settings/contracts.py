@@ -1,0 +1,52 @@
+"""Settings of contracts and their delivery."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch
+from ccp.server.domain.default_contracts import AutomaticDefault
+
+
+class VehicleTrust(StrEnum):
+    """Trust in a request: by the chain of its provisioning certificate to an OEM root, or by its signature only."""
+
+    CHAIN = "chain"
+    SIGNATURE = "signature"
+
+
+class ContractSettings(BaseModel):
+    """Rules of storage, choice, delivery and purge of contracts."""
+
+    vehicle_trust: VehicleTrust = Field(
+        VehicleTrust.CHAIN,
+        description="chain: verify requests up to a trusted OEM root. signature: for laboratories without OEM roots.",
+    )
+    no_default_policy: NoDefaultPolicy = Field(
+        NoDefaultPolicy.SOLE,
+        description="ISO 15118-2 vehicle without a default contract. sole: deliver its only contract. none: deliver "
+        "nothing.",
+    )
+    automatic_default: AutomaticDefault = Field(
+        AutomaticDefault.FIRST,
+        description="first: the first contract of a vehicle is its default until the manufacturer chooses. none: only "
+        "the manufacturer chooses.",
+    )
+    max_contracts_per_vehicle: Annotated[int, Field(ge=1)] = Field(
+        16, description="Maximum number of contracts stored for one PCID."
+    )
+    max_contracts_per_vehicle_and_provider: Annotated[int, Field(ge=1)] = Field(
+        4, description="Maximum number of contracts of one provider stored for one PCID."
+    )
+    root_match: RootMatch = Field(
+        RootMatch.LENIENT,
+        description="Vehicle that lists none of the pool's V2G roots. lenient: deliver the newest variant. strict: "
+        "deliver nothing.",
+    )
+    purge_interval: Annotated[int, Field(ge=0)] = Field(
+        3600, description="Seconds between two purges of expired and revoked contracts; 0: no purge."
+    )
+    purge_grace: Annotated[int, Field(ge=0)] = Field(0, description="Seconds for which an expired contract is kept.")

@@ -1,0 +1,102 @@
+"""Loading of the settings from the file, the environment and the command line."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from ccp.errors import ConfigurationError
+from ccp.server.runtime.redacted_urls import hide_in_text
+from ccp.server.settings import names as setting_names
+from ccp.server.settings.issuers import check_prefixes
+from ccp.server.settings.model import Settings, settings_source
+from ccp.server.settings.services import PATHS, SERVICES, error_sentence, flatten_tables
+
+DEFAULT_FILE = Path("ccp.toml")
+
+
+def file_in_effect(path: Path | None = None) -> Path | None:
+    """Return the given file, else that of `CCP_CONFIG`, else `ccp.toml` if it exists; None for no file."""
+    if path is not None:
+        return path
+    if os.environ.get("CCP_CONFIG"):
+        return Path(os.environ["CCP_CONFIG"])
+    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+
+
+def load(path: Path | None = None, **overrides: Any) -> Settings:
+    """Load the settings from a file, the environment and the command line; the later source takes precedence.
+
+    path: the file; default: see `file_in_effect`. overrides: options of the command line; None
+    for an option that was not given. Relative paths in the file are relative to the file. Raises ConfigurationError.
+    """
+    named = file_in_effect(path)
+    values: dict[str, Any] = {}
+    if named is not None:
+        try:
+            values = flatten_tables(tomllib.loads(named.read_text(encoding="utf-8")))
+        except OSError as exc:
+            raise ConfigurationError(f"The configuration file {named} cannot be read: {exc.strerror}.") from exc
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+            raise ConfigurationError(f"The configuration file {named} is not TOML: {exc}.") from exc
+        except ValueError as exc:
+            raise ConfigurationError(f"The configuration file {named} is contradictory: {exc}") from exc
+        _anchor_paths(values, named.parent)
+    problems = setting_names.problems(Settings.model_fields, values, os.environ)
+    known = setting_names.known_names(Settings.model_fields)
+
+    class Effective(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            given = super().settings_customise_sources(
+                settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
+            )
+            return *given, settings_source(settings_cls, {name: values[name] for name in values.keys() & known})
+
+    try:
+        settings = Effective(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as exc:
+        raise ConfigurationError(*problems, *map(hide_in_text, map(error_sentence, exc.errors()))) from None
+    if problems:
+        raise ConfigurationError(*problems)
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise ConfigurationError("tls_cert and tls_key belong together.")
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
+        raise ConfigurationError("tls_client_ca needs tls_cert and tls_key.")
+    if (
+        settings.certificate_bound_tokens
+        and settings.tls_client_ca is None
+        and settings.client_certificate_header is None
+    ):
+        raise ConfigurationError("certificate_bound_tokens needs tls_client_ca or client_certificate_header.")
+    issuers = [entry.issuer for entry in settings.issuers]
+    if len({*issuers, settings.public_url}) <= len(issuers):
+        raise ConfigurationError("issuers: each needs a unique issuer that differs from base_url.")
+    check_prefixes(settings.issuers)
+    return settings
+
+
+def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make the relative paths of a file's values relative to its folder."""
+    for entry in values["issuers"] if isinstance(values.get("issuers"), list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("jwks_file"), str):
+            entry["jwks_file"] = folder / entry["jwks_file"]
+    files = [f"{prefix}_{member}" for prefix in SERVICES for member in PATHS]
+    for name in ("tls_cert", "tls_key", "tls_client_ca", "rate_limit_file", *files):
+        if isinstance(values.get(name), str):
+            values[name] = folder / values[name]
+    database = values.get("database")
+    if isinstance(database, str) and database.startswith("sqlite:///"):
+        values["database"] = f"sqlite:///{folder.resolve() / database.removeprefix('sqlite:///')}"

@@ -1,0 +1,45 @@
+"""Settings of the log and of metrics."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, SecretStr
+
+
+class MetricsAccess(StrEnum):
+    """Access to /metrics: callers on this machine and the role admin, the role admin only, or none."""
+
+    LOOPBACK = "loopback"
+    ADMIN = "admin"
+    OFF = "off"
+
+
+class LogIdentifiers(StrEnum):
+    """EMAIDs and PCIDs in the log: a keyed hash of each, their owner only, or in clear."""
+
+    PSEUDONYM = "pseudonym"
+    OWNER = "owner"
+    CLEAR = "clear"
+
+
+class LogSettings(BaseModel):
+    """What the log contains and who reads the metrics."""
+
+    metrics: MetricsAccess = Field(
+        MetricsAccess.LOOPBACK,
+        description="Access to /metrics. loopback: callers on this machine, and the role admin. admin: that role only. "
+        "off: none.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level to log.")
+    log_identifiers: LogIdentifiers = Field(
+        LogIdentifiers.PSEUDONYM,
+        description="EMAIDs and PCIDs in the log. pseudonym: a keyed hash. owner: provider id or WMI only. clear.",
+    )
+    log_pseudonym_key: Annotated[SecretStr, Field(min_length=16)] | None = Field(
+        None, description="Key of the keyed hash; default: a key that the pool generates and stores in its database."
+    )
+    log_format: Literal["json", "console"] = Field(
+        "json", description="json: one JSON object per line. console: readable text."
+    )
