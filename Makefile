@@ -12,7 +12,7 @@ ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)
 PYTHON := python3
 endif
 
-.PHONY: demo test test-fast coverage check bench bench-million hold run judge format clean
+.PHONY: demo test test-fast coverage check release-check bench bench-million hold run judge format clean
 
 demo: $(VENV)/run
 	$(BIN)/ccp demo
@@ -42,6 +42,10 @@ check: $(VENV)/dev
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/style.py
 	$(BIN)/python .ci/audit.py
+
+# Builds the release of the last commit into dist/, with everything that belongs to it, and checks it. TAG=vX.Y.Z: for a tag.
+release-check: $(VENV)/release
+	$(BIN)/python .ci/release.py $(if $(TAG),--tag $(TAG))
 
 bench: $(VENV)/dev
 	$(BIN)/python bench/codec.py
@@ -81,6 +85,10 @@ $(VENV)/run: pyproject.toml | $(VENV)/pip
 $(VENV)/dev: pyproject.toml | $(VENV)/pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/run
+
+$(VENV)/release: $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --editable '.[release]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) $(JUDGE) $(SANDBOX) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
