@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.documents import ROOT
+from tests.units import begins_with, suggestions, units_of
 
 MODULES = {path: ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "tests").rglob("*.py"))}
 
@@ -43,27 +44,6 @@ TEST_NAMES = [
     for node in ast.walk(module)
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
 ]
-NO_UNITS = {
-    *(
-        "a",
-        "an",
-        "the",
-        "it",
-        "they",
-        "this",
-        "that",
-        "there",
-        "what",
-        "where",
-        "which",
-        "who",
-        "whose",
-        "when",
-        "while",
-    ),
-    *("with", "without", "under", "after", "before", "nothing", "everything", "something", "only", "more", "both"),
-}
-"""Words with which no name of a unit begins: articles, pronouns, conjunctions and prepositions."""
 
 
 def test_test_names_are_shorter_than_80_characters() -> None:
@@ -71,7 +51,40 @@ def test_test_names_are_shorter_than_80_characters() -> None:
 
 
 def test_test_names_begin_with_a_unit() -> None:
-    assert [f"{path}: {name}" for path, name in TEST_NAMES if name.split("_")[1] in NO_UNITS] == []
+    """A name is a sentence about its unit, such as test_delivery_refuses_request_of_unknown_vehicle."""
+    found = [
+        f"{path}: {name}\n  in this file e.g. {', '.join(suggestions(path))}"
+        for path, name in TEST_NAMES
+        if not begins_with(name, units_of(path.relative_to("tests")))
+    ]
+    assert not found, "\n".join(
+        (
+            "Begin a test's name, after test_, with what is tested: the name in snake case, singular or plural, of a",
+            "module, public class, function, method, property, setting, field, command, log event, metric or table of",
+            "src/ccp, or of the test file; not with an adjective or article: test_contract_that_expired_is_refused.",
+            "Words that do not count alone, and units outside of the code, are in tests/units.py.",
+            *found,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "holds"),
+    [
+        ("test_delivery_refuses_request_of_unknown_vehicle", True),
+        ("test_deliveries_end", True),
+        ("test_status_urls_are_read", True),
+        ("test_opcp_webhook_is_listed", True),
+        ("test_negative_cache_is_bounded", True),
+        ("test_units", True),
+        ("test_expired_contract_is_refused", False),
+        ("test_get_returns_nothing", False),
+        ("test_the_pool_starts", False),
+        ("test_zebra_is_striped", False),
+    ],
+)
+def test_test_names_that_begin_with_no_unit_are_found(name: str, holds: bool) -> None:
+    assert begins_with(name, units_of(Path("server/test_units.py"))) is holds
 
 
 LONG_SLEEP = 0.5
@@ -110,7 +123,7 @@ def uncommented_sleeps(source: str) -> list[int]:
     return [line for line in lines if commented.isdisjoint((line - 1, line))]
 
 
-def test_long_sleeps_say_why() -> None:
+def test_sleep_calls_that_are_long_say_why() -> None:
     """A test that waits for a change polls (`tests/waiting.py`, `tests/background_rounds.py`) or sets the interval."""
     found = [
         f"{path.relative_to(ROOT)}:{line}" for path in MODULES for line in uncommented_sleeps(path.read_text("utf-8"))
@@ -131,5 +144,5 @@ def test_long_sleeps_say_why() -> None:
         ("time.sleep(3 * INTERVAL)", []),
     ],
 )
-def test_long_sleeps_are_found(source: str, lines: list[int]) -> None:
+def test_sleep_calls_that_are_long_are_found(source: str, lines: list[int]) -> None:
     assert uncommented_sleeps(source) == lines

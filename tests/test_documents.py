@@ -32,13 +32,13 @@ def logged() -> Iterator[str]:
                     yield name.value
 
 
-def test_table_of_log_events_names_each_of_them_and_no_other() -> None:
+def test_log_event_table_names_each_of_them_and_no_other() -> None:
     listed = {name for row in table(section("The log")) for name in re.findall(r"`([^`]+)`", row[0])}
     # The supervisor of background tasks picks the level first, and then calls the method.
     assert listed == set(logged()) | {"background task failed"}
 
 
-def test_table_of_settings_says_each_default() -> None:
+def test_settings_table_says_each_default() -> None:
     shown: dict[str, str] = {}
     for row in table((DOCS / "settings.md").read_text("utf-8")):
         names, defaults = (re.findall(r"`([^`]+)`", cell) for cell in row[:2])
@@ -74,7 +74,7 @@ def test_documents_name_every_background_task() -> None:
 
 
 @pytest.mark.parametrize("path", [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"], ids=lambda path: path.name)
-def test_links_between_documents_lead_somewhere(path: Path) -> None:
+def test_document_links_lead_somewhere(path: Path) -> None:
     for target, anchor in re.findall(r"\]\(([^)#:]*)(#[^)]*)?\)", path.read_text("utf-8")):
         other = (path.parent / target).resolve() if target else path
         assert other.exists(), target
@@ -91,7 +91,7 @@ def test_decision_records_have_numbers_of_their_own_and_stand_in_the_index() -> 
     assert [path.name for path in records] == re.findall(r"\]\(([^)]+)\)", index)
 
 
-def test_files_that_the_documents_name_as_proof_exist() -> None:
+def test_document_proofs_are_files_that_exist() -> None:
     for path in (DOCS / "security.md", DOCS / "performance.md"):
         for name in re.findall(r"`((?:tests|bench|src)/[\w/.]+)`", path.read_text("utf-8")):
             assert (ROOT / name).exists(), name

@@ -63,7 +63,7 @@ def test_emaids_become_canonical(sent: str, canonical: str) -> None:
         "DE-ICE-" + "A" * 28 + "-A",
     ],
 )
-def test_invalid_emaid_is_refused_with_the_published_pattern(sent: str) -> None:
+def test_emaid_that_is_invalid_is_refused_with_the_published_pattern(sent: str) -> None:
     with pytest.raises(FieldError, match="emaid : must match"):
         EMAID.parse(sent)
 
@@ -106,13 +106,13 @@ def test_session_ids(sent: str, expected: bytes) -> None:
 
 
 @pytest.mark.parametrize("sent", ["0", "0g", "00" * 9, " 00", "٠٠"])
-def test_invalid_session_id_is_refused(sent: str) -> None:
+def test_session_id_that_is_invalid_is_refused(sent: str) -> None:
     with pytest.raises(FieldError, match="sessionID"):
         parse_session_id(sent)
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_an_id_or_a_field_error(text: str) -> None:
+def test_ids_of_any_text_are_read_or_a_field_error(text: str) -> None:
     for kind in (EMAID, PCID, WMI, Fingerprint, ProviderId):
         try:
             parsed = kind.parse(text)

@@ -73,7 +73,7 @@ def named(text: str) -> set[str]:
     return {f"ccp.{name}" for name in re.findall(r"`([a-z_0-9]+(?:\.\w+)+(?:\(\))?)`", text)}
 
 
-def test_table_of_containers_names_each_of_them_and_no_other() -> None:
+def test_memory_table_names_each_container_and_no_other() -> None:
     text = (DOCS / "memory.md").read_text("utf-8").partition("\n## ")[0]
     listed = set().union(*(named(row[0]) for row in table(text)))
     of_requests = named(text.rpartition("\n\n")[2])
@@ -82,7 +82,7 @@ def test_table_of_containers_names_each_of_them_and_no_other() -> None:
     assert (listed | of_requests) - found == set(), "docs/memory.md names what there is not"
 
 
-def test_every_row_says_a_bound() -> None:
+def test_memory_table_says_a_bound_in_every_row() -> None:
     rows = table((DOCS / "memory.md").read_text("utf-8").partition("\n## ")[0])[1:]
     assert all(len(row) == 3 and row[2] for row in rows)
     assert Path(ROOT / "bench" / "holds" / "soak.py").exists()

@@ -88,6 +88,6 @@ def test_verify_example_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", ["ccp.exi", "ccp.x509", "ccp.verify", "ccp.client", "ccp.testing"])
-def test_package_exports_exist(package: str) -> None:
+def test_package_example_exports_exist(package: str) -> None:
     module = importlib.import_module(package)
     assert set(module.__all__) <= set(vars(module))

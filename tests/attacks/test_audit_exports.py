@@ -101,7 +101,7 @@ def test_audit_verify_names_erased_values_and_their_erasure(trail: Trail) -> Non
     assert "The trail is whole" not in done.out
 
 
-def test_erasing_for_real_is_listed_too_and_nothing_is_listed_twice(trail: Trail, tmp_path: Path) -> None:
+def test_erasure_for_real_is_listed_too_and_nothing_is_listed_twice(trail: Trail, tmp_path: Path) -> None:
     ccp_ok("erase", "--yes", "--emaid", "DEEXAA00000004", *trail.config)
     status, verdict = trail.against()
     assert (status, len(verdict["blanked"])) == (3, 1)
@@ -111,7 +111,7 @@ def test_erasing_for_real_is_listed_too_and_nothing_is_listed_twice(trail: Trail
     assert ccp("audit", "verify", later, "--against", trail.kept, *trail.config).status == 3
 
 
-def test_invented_erasure_cannot_blank_what_names_no_contract(trail: Trail) -> None:
+def test_erasure_that_is_invented_cannot_blank_what_names_no_contract(trail: Trail) -> None:
     (anchor,) = trail.rows("action = 'anchor.added'")
     trail.blank([anchor], *invented([anchor]))
     status, verdict = trail.against()
@@ -121,7 +121,7 @@ def test_invented_erasure_cannot_blank_what_names_no_contract(trail: Trail) -> N
     assert broken["why"].endswith("lists rows that have no contract in common")
 
 
-def test_one_invented_erasure_cannot_blank_rows_of_several_contracts(trail: Trail) -> None:
+def test_erasure_that_is_invented_cannot_blank_rows_of_several_contracts(trail: Trail) -> None:
     victims = trail.rows("subject like '%DEEXAA00000002%' or subject like '%DEEXAA00000003%'")
     trail.blank(victims, *invented(victims))
     assert trail.against()[0] == 1

@@ -116,7 +116,9 @@ def test_refresh_skips_rows_of_a_newer_release(pkis: dict[str, PKI]) -> None:
             assert sample(found, "ccp_task_failures_total", task=task) == 0, task
 
 
-def test_unreadable_table_fails_readiness_with_a_reason(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_background_task_table_that_is_unreadable_fails_readiness_with_a_reason(
+    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(background, "MAX_SILENCE", 2.0)
     log = log_of(background, monkeypatch)
     with workers(pkis) as (pool, urls):

@@ -50,7 +50,7 @@ def refusals(pool: Pool, folder: Path, bodies: list[dict[str, Any]]) -> list[lis
     return [json.loads(line)["errorMessages"] for line in lines]
 
 
-def test_white_space_in_base64_is_accepted_by_put_post_import_and_dry_run(pool: Pool, tmp_path: Path) -> None:
+def test_base64_with_white_space_is_accepted_by_put_post_import_and_dry_run(pool: Pool, tmp_path: Path) -> None:
     for edition in ("iso2", "iso20"):
         car = pool.car(edition)
         put, line = pool.contract(car), pool.contract(car)
@@ -75,7 +75,7 @@ def test_white_space_in_base64_is_accepted_by_put_post_import_and_dry_run(pool: 
         assert pool.stored(line.emaid) == 1
 
 
-def test_invalid_base64_is_named_alike_by_put_post_and_import(pool: Pool, tmp_path: Path) -> None:
+def test_base64_that_is_invalid_is_named_alike_by_put_post_and_import(pool: Pool, tmp_path: Path) -> None:
     car = pool.car()
     contract, request = pool.contract(car), car.request(SESSION, AT)
     bodies, reported = [], []

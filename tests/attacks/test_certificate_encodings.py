@@ -143,7 +143,7 @@ def test_issuer_that_is_another_by_value_is_refused(pool: Pool) -> None:
 
 @pytest.mark.parametrize("tag", [0x02, 0x03, 0x04, 0x30], ids=["INTEGER", "BIT STRING", "OCTET STRING", "SEQUENCE"])
 @pytest.mark.parametrize("field", ["issuer", "subject"])
-def test_strange_value_in_a_name_is_an_error_of_ours(pool: Pool, tag: int, field: str) -> None:
+def test_name_with_a_strange_value_is_an_error_of_ours(pool: Pool, tag: int, field: str) -> None:
     pki = pool.pki()
     value = der(tag, der(0x0C, b"x") if tag == 0x30 else b"\0CPS")
     odd = der(0x31, der(0x30, bytes.fromhex("0603550403") + value))
@@ -199,7 +199,7 @@ def test_extension_that_raises_a_key_error_is_unreadable(pool: Pool, what: str) 
 # --- What the sentence says ---
 
 
-def test_critical_that_is_false_explicitly_is_named(pool: Pool) -> None:
+def test_extension_with_an_explicit_critical_false_is_named(pool: Pool) -> None:
     pki = pool.pki()
     sub2 = pki.cps.sub_cas[0]
     plain, explicit = bytes.fromhex("0603551d0e04"), bytes.fromhex("0603551d0e01010004")

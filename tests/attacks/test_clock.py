@@ -164,7 +164,7 @@ def test_token_from_the_future_is_refused_by_a_worker_that_never_saw_it(pkis: di
         assert post(pool, near).status_code == 400
 
 
-def test_foreign_token_from_the_future_is_not_good_for_being_remembered(pkis: dict[str, PKI]) -> None:
+def test_token_of_another_issuer_from_the_future_is_not_valid_for_being_remembered(pkis: dict[str, PKI]) -> None:
     with fake_issuer() as fake:
         issuers = (fake.entry(),)
         with jumping(pkis, issuers=issuers, egress_allow_networks=("127.0.0.0/8",)) as (pool, clock):
@@ -218,7 +218,7 @@ def test_keys_are_neither_rotated_nor_removed_by_an_implausible_clock(tmp_path: 
     assert len(read(url, signing_keys.list_all())) == len(before) + 1
 
 
-def test_lists_and_certificates_that_a_clock_put_off_for_years_are_due_now(
+def test_crls_and_certificates_that_a_clock_put_off_for_years_are_due_now(
     tmp_path: Path, database: dict[str, Any]
 ) -> None:
     url = database.get("database") or new_database(tmp_path)

@@ -89,7 +89,7 @@ def small(pkis: dict[str, PKI]) -> Iterator[Pool]:
         yield running
 
 
-def test_thousand_silent_connections_of_five_addresses_keep_no_client_out(tmp_path: Path) -> None:
+def test_connections_of_five_addresses_that_are_silent_keep_no_client_out(tmp_path: Path) -> None:
     port = free_port()
     (tmp_path / "ccp.toml").write_text("trusted_proxies = []\n")
     url = f"http://127.0.0.1:{port}"
@@ -122,7 +122,7 @@ def test_thousand_silent_connections_of_five_addresses_keep_no_client_out(tmp_pa
         pytest.param("POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx", id="answered before its body"),
     ],
 )
-def test_unfinished_requests_do_not_keep_other_clients_out(
+def test_requests_that_are_unfinished_do_not_keep_other_clients_out(
     small: Pool, sentence: str, log: list[CapturedCall], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_limits, "_STALLED_AFTER", 0.0)
@@ -176,7 +176,7 @@ def test_address_with_the_most_idle_connections_loses_its_oldest_first(small: Po
     assert alive == [[True] * 4, [False] * 4 + [True] * 4, [False] + [True] * 5, [True] * 2]
 
 
-def test_refused_client_reads_its_503_whatever_it_sends(small: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_that_is_refused_reads_its_503_whatever_it_sends(small: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is sent and not read would make the system answer with a reset, and the refusal would be lost."""
     monkeypatch.setattr(connection_limits, "_STALLED_AFTER", 60.0)
     busy = "POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
@@ -197,7 +197,7 @@ def test_refused_client_reads_its_503_whatever_it_sends(small: Pool, monkeypatch
             assert b"too many connections" in received
 
 
-def test_refused_connections_are_bounded_and_the_newest_gets_its_response(
+def test_connections_that_are_refused_are_bounded_and_the_newest_gets_its_response(
     small: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_limits, "MAX_REFUSED", 4)
@@ -251,7 +251,7 @@ def secured(pool: Pool, files: tuple[Path, Path], source: str) -> Iterator[Raw]:
         yield Raw(tls)  # type: ignore[arg-type]
 
 
-def test_silent_tls_handshakes_count_as_connections(
+def test_tls_handshakes_that_are_silent_count_as_connections(
     secure: Pool, files: tuple[Path, Path], log: list[CapturedCall], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handshakes: list[Any] = []
@@ -342,7 +342,7 @@ def test_limit_of_descriptors_is_raised_to_what_connections_need(tmp_path: Path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="limits of a process are looked up in /proc")
-def test_too_few_descriptors_are_logged_and_lower_max_connections(tmp_path: Path) -> None:
+def test_max_connections_is_lowered_and_logged_where_descriptors_are_too_few(tmp_path: Path) -> None:
     printed, soft = started(tmp_path, 256, 600)
     assert soft == 600
     assert "600 file descriptors are too few for max_connections = 1000; a worker accepts 300" in printed

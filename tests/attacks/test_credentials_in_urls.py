@@ -58,7 +58,7 @@ def test_url_is_shown_without_its_secret_and_still_names_the_host(url: str) -> N
 
 
 @pytest.mark.parametrize("url", MISSPELT)
-def test_misspelt_url_shows_no_secret_in_the_configuration_and_in_errors(url: str, tmp_path: Path) -> None:
+def test_url_that_is_misspelt_shows_no_secret_in_the_configuration_and_in_errors(url: str, tmp_path: Path) -> None:
     config = tmp_path / "ccp.toml"
     config.write_text(f'database = "{url}"\nrcp_url = "{url}"\n')
     for command in (("config",), ("config", "--json"), ("party", "list")):
@@ -82,7 +82,7 @@ def test_url_without_a_secret_is_shown_as_it_is(url: str) -> None:
     assert hide_credentials(url) == url
 
 
-def test_very_long_url_is_read_to_its_end() -> None:
+def test_url_that_is_very_long_is_read_to_its_end() -> None:
     assert SECRET not in hide_credentials(f"https://host.example/?{'a=;' * 50_000}token={SECRET}")
 
 
@@ -112,7 +112,7 @@ def filled(model: type[BaseModel], url: str) -> Any:
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_no_setting_whatever_it_is_shows_a_secret_in_a_url(url: str) -> None:
+def test_setting_of_any_kind_shows_no_secret_in_a_url(url: str) -> None:
     """Every field that may hold a text gets the URL, so a setting that is added later is among them."""
     settings = filled(Settings, url)
     named = {"database", "base_url", "rcp", "pcp", "pki", "est", "cps", "crl_urls", "issuers"}
@@ -125,7 +125,7 @@ def test_no_setting_whatever_it_is_shows_a_secret_in_a_url(url: str) -> None:
 
 
 @pytest.mark.parametrize("form", [(), ("--json",), ("--explain",)])
-def test_config_command_shows_no_credentials(tmp_path: Path, form: tuple[str, ...]) -> None:
+def test_config_shows_no_credentials(tmp_path: Path, form: tuple[str, ...]) -> None:
     config = tmp_path / "ccp.toml"
     config.write_text(
         f"""database = "postgresql://ccp:{SECRET}@db.example/ccp"
@@ -170,7 +170,7 @@ def test_error_about_a_setting_or_a_database_shows_no_credentials(tmp_path: Path
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_log_line_shows_no_credentials(log_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_in_urls_are_in_no_log_line(log_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr("sys.stderr", out)
     before = structlog.get_config()

@@ -30,7 +30,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(("damage", "command"), BREAKS, ids=[damage for damage, _ in BREAKS])
-def test_damaged_schema_gives_a_sentence_and_no_traceback(url: str, damage: str, command: tuple[str, ...]) -> None:
+def test_schema_that_is_damaged_gives_a_sentence_and_no_traceback(
+    url: str, damage: str, command: tuple[str, ...]
+) -> None:
     sql(url, damage)
     done = ccp(*command, env={"CCP_DATABASE": url})
     assert done.status == 1

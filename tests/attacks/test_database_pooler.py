@@ -68,7 +68,7 @@ def left_behind(url: str, statements: int = 0) -> None:
     assert asyncio.run(ask()) == [(statements, "0", "0")] * 3
 
 
-def test_every_command_works_behind_a_pooler_and_leaves_nothing_on_its_sessions(
+def test_commands_all_work_behind_a_pooler_and_leave_nothing_on_its_sessions(
     pooled: tuple[str, str], tmp_path: Path, pkis: dict[str, PKI]
 ) -> None:
     url, direct = pooled
@@ -167,7 +167,7 @@ def test_server_without_a_pooler_is_told_from_one_with(pooled: tuple[str, str], 
     assert [asyncio.run(found(each)) for each in (url, direct)] == [True, False]
 
 
-def test_pooler_that_hides_itself_is_found_by_the_servers_answers(
+def test_database_pooler_that_hides_itself_is_found_by_the_servers_answers(
     pooled: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def never(connection: Any) -> bool:
@@ -194,7 +194,7 @@ def test_pooler_that_hides_itself_is_found_by_the_servers_answers(
     asyncio.run(use())
 
 
-def test_silent_server_behind_a_pooler_is_refused_at_once_and_found_again(
+def test_database_server_behind_a_pooler_that_is_silent_is_refused_and_found_again(
     pooled: tuple[str, str], postgres: Server
 ) -> None:
     url, _ = pooled

@@ -118,7 +118,9 @@ def refused(url: str) -> str:
 @pytest.mark.parametrize(
     "query", ["sslmode=verify-full", "sslrootcert=system", "sslmode=verify-full&sslrootcert=system"]
 )
-def test_system_cas_count_without_a_file_of_cas(secured: Secured, monkeypatch: pytest.MonkeyPatch, query: str) -> None:
+def test_ca_certificates_of_the_system_count_without_a_file_of_cas(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
     sentence = refused(f"{secured.url}?{query}")
     assert sentence == (
         "The database server's certificate is not accepted: unable to get local issuer certificate. "
@@ -131,7 +133,7 @@ def test_system_cas_count_without_a_file_of_cas(secured: Secured, monkeypatch: p
 
 
 @pytest.mark.parametrize("mode", ["verify-full", "verify-ca"])
-def test_file_of_cas_counts_alone(secured: Secured, tmp_path: Path, mode: str) -> None:
+def test_ca_certificates_of_a_file_count_alone(secured: Secured, tmp_path: Path, mode: str) -> None:
     used(f"{secured.url}?sslmode={mode}&sslrootcert={secured.ca}")
     other = generate_private_key(SECP256R1())
     (tmp_path / "other.pem").write_bytes(signed("Other CA", other, "Other CA", other, ca=True))
@@ -149,7 +151,7 @@ def test_name_in_the_certificate_has_to_be_the_hosts(secured: Secured, monkeypat
     assert "ostname mismatch" in refused(f"{url}?sslmode=verify-full")
 
 
-def test_mode_that_would_accept_any_server_is_refused(secured: Secured) -> None:
+def test_database_tls_mode_that_would_accept_any_server_is_refused(secured: Secured) -> None:
     assert refused(f"{secured.url}?sslmode=verify-ca").startswith("sslmode=verify-ca needs sslrootcert=FILE; ")
     assert refused(f"{secured.url}?sslmode=require&sslrootcert=system") == (
         "sslrootcert=system goes with sslmode=verify-full."

@@ -46,7 +46,7 @@ def test_default_of_the_other_edition_does_not_block_delivery(pool: Pool) -> Non
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_expired_default_has_no_effect_before_or_after_a_purge(pool: Pool, edition: str) -> None:
+def test_default_that_expired_has_no_effect_before_or_after_a_purge(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     default, other = pool.publish(car), pool.publish(car, new_emaid("NLEXB"))
     pool.expire(default.emaid)
@@ -110,7 +110,7 @@ def test_default_of_a_squatter_ends_unless_the_oem_chose_it(pool: Pool) -> None:
     assert emaids(pool, car) == [other.emaid]
 
 
-def test_contested_vehicle_causes_metric_log_and_event(
+def test_vehicle_that_is_contested_causes_metric_log_and_event(
     around: Pool, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = CapturingLogger()

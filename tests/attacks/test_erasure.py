@@ -130,7 +130,7 @@ def test_erasure_removes_bytes_in_free_space_of_the_file(tmp_path: Path) -> None
         server.execute("insert into kept values (1)")
 
 
-def test_secure_delete_is_set_on_every_connection(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sqlite_secure_delete_is_set_on_every_connection(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     from ccp.server.storage.engine import sqlite_connection
 
     real = sqlite3.connect
@@ -217,12 +217,12 @@ def test_log_identifiers_applies_to_ids_used_as_client_ids(mode: str, shown: str
 
 
 @pytest.mark.parametrize("separator", ["", "-", "--", "*", " ", "\t", ".", "/", ":", "_", "\u2010", "\u2013", "\u2212"])
-def test_pseudonymisation_finds_ids_with_any_separator(separator: str) -> None:
+def test_pseudonymise_finds_ids_with_any_separator(separator: str) -> None:
     pseudonyms = Pseudonyms(Settings(log_pseudonym_key="a key of sixteen characters"))
     text = f"my card: de{separator}exa{separator}a00000001"
     assert pseudonyms.replace_ids(text) == f"my card: {pseudonyms.pseudonym(EMAID('DEEXAA00000001'))}"
 
 
 @pytest.mark.parametrize("name", ["example-emsp", "acme-charging-2024", "550e8400-e29b-41d4-a716-446655440000", "röle"])
-def test_pseudonymisation_keeps_names_that_are_no_ids(name: str) -> None:
+def test_pseudonymise_keeps_names_that_are_no_ids(name: str) -> None:
     assert Pseudonyms(Settings(log_pseudonym_key="a key of sixteen characters")).replace_ids(name) == name

@@ -77,7 +77,7 @@ def during(calls: Callable[[OutboundClient], list[asyncio.Task[str]]]) -> tuple[
 
 @pytest.mark.parametrize("kind", [*BEHAVIOURS, *SLOW])
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "status"])
-def test_hostile_responses_do_not_block_the_event_loop(hostile: str, kind: str, cut: bool) -> None:
+def test_hostile_server_responses_do_not_block_the_event_loop(hostile: str, kind: str, cut: bool) -> None:
     """Eight at a time. Before, a turn took 100 ms for interim answers and 300 ms for chunks of one byte."""
 
     async def call(outbound: OutboundClient) -> str:
@@ -227,7 +227,7 @@ def test_outbound_client_reads_every_ordinary_framing(hostile: str) -> None:
     asyncio.run(test())
 
 
-def test_unsolicited_response_is_not_used_for_the_next_request() -> None:
+def test_hostile_server_response_before_a_request_is_not_used_for_the_next_one() -> None:
     """A server that sends two answers at once would otherwise answer what it was never asked."""
 
     async def test() -> None:
@@ -275,7 +275,9 @@ def _others(pool: Pool, car: Car, busy: Callable[[], bool]) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", ["interim", "chunks", "headers"])
-def test_endless_webhook_responses_do_not_delay_deliveries(pkis: dict[str, object], hostile: str, kind: str) -> None:
+def test_webhook_responses_without_end_do_not_delay_deliveries(
+    pkis: dict[str, object], hostile: str, kind: str
+) -> None:
     """Twenty webhooks of one party. Before, one car waited for ten seconds."""
     options = {
         "event_dispatch": True,
@@ -303,7 +305,7 @@ def test_endless_webhook_responses_do_not_delay_deliveries(pkis: dict[str, objec
 
 
 @pytest.mark.parametrize("kind", ["interim", "chunks"])
-def test_endless_ocsp_and_crl_responses_do_not_delay_deliveries(hostile: str, kind: str) -> None:
+def test_ocsp_and_crl_responses_without_end_do_not_delay_deliveries(hostile: str, kind: str) -> None:
     """Six PUTs whose certificates name such a server. Before, one car waited for almost six seconds."""
     addresses = StatusURLs(ocsp=f"{hostile}/{kind}", crl=f"{hostile}/{kind}")
     evil = PKI.generate(AT, status_urls=lambda ca: addresses if ca == "eMSP Sub2 CA SIM" else StatusURLs())

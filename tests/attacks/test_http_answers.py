@@ -45,7 +45,9 @@ PROTECTED = [
 
 
 @pytest.mark.parametrize(("method", "path"), PROTECTED)
-def test_challenge_names_the_error_only_where_a_token_was_given(served: Pool, method: str, path: str) -> None:
+def test_answer_names_the_error_in_its_challenge_only_where_a_token_was_given(
+    served: Pool, method: str, path: str
+) -> None:
     for authorization, challenge in (
         (None, "Bearer"),
         ("Bearer", "Bearer"),
@@ -126,7 +128,7 @@ def test_head_causes_no_delivery_event(served: Pool) -> None:
     assert reported() == 1
 
 
-def test_allow_names_every_method_of_a_path(served: Pool) -> None:
+def test_allow_header_names_every_method_of_a_path(served: Pool) -> None:
     for path, methods in (
         (f"{BASE}/contractData/emaid/{E}", ["GET", "HEAD"]),
         (f"{BASE}/signedcontractdata/{E}", ["DELETE"]),
@@ -168,14 +170,14 @@ def test_allow_names_every_method_of_a_path(served: Pool) -> None:
         "/metrics",
     ],
 )
-def test_trailing_slash_is_404_with_the_right_path(served: Pool, path: str) -> None:
+def test_path_with_a_trailing_slash_is_404_with_the_right_path(served: Pool, path: str) -> None:
     for slashes in ("/", "//"):
         for method in ("GET", "PUT", "POST"):
             answer = served.http.request(method, path + slashes, headers=bearer(served))
             assert sentences(answer, 404) == [f"There is nothing at this path; the right path is {path}."]
 
 
-def test_suggested_path_is_percent_encoded(served: Pool) -> None:
+def test_path_that_is_suggested_is_percent_encoded(served: Pool) -> None:
     answer = served.http.get(f"{BASE}/contractData/emaid/%1B%5B31m%E2%80%AE%22/")
     (found,) = sentences(answer, 404)
     assert found == f"There is nothing at this path; the right path is {BASE}/contractData/emaid/%1B%5B31m%E2%80%AE%22."
@@ -202,7 +204,7 @@ def test_description_says_where_the_pool_is_and_how_to_authenticate(served: Pool
     assert sentences(answer, 404) == ["No contract for the given PCID found."]
 
 
-def test_every_operation_names_the_roles_that_may_call_it(served: Pool) -> None:
+def test_operations_all_name_the_roles_that_may_call_them(served: Pool) -> None:
     described = served.http.get("/openapi.json").json()
     allowed: dict[str, set[str]] = {}
     for operation, role, _ in role_table():

@@ -122,7 +122,7 @@ def test_export_replaces_a_link_and_not_its_target(target: Database, drop: Path,
     assert victim.read_bytes() == VICTIM
 
 
-def test_shared_files_are_not_opened_through_links(tmp_path: Path, victim: Path) -> None:
+def test_import_files_that_are_shared_are_not_opened_through_links(tmp_path: Path, victim: Path) -> None:
     link, absent = tmp_path / "limits", tmp_path / "absent"
     link.symlink_to(victim)
     with pytest.raises(ConfigurationError, match="it is a symbolic link"):
@@ -160,7 +160,7 @@ def end_offset(file: Path) -> InputOffset:
     return last.end
 
 
-def test_forged_checkpoint_skips_no_line(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
+def test_checkpoint_that_is_forged_skips_no_line(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
     """The attacker has the input and the source code, but not the database."""
     file, made = drop / "fleet.jsonl", drop / "made"
     contract = body(pkis["iso2"])

@@ -93,7 +93,7 @@ def test_webhook_at_an_unresolved_host_is_accepted(pool: Pool) -> None:
     call(pool, "oem", "DELETE", f"/{made.json()['id']}")
 
 
-def test_internal_host_reason_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_reason_of_an_internal_name_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     log = CapturingLogger()
     monkeypatch.setattr(module, "_log", log)
 

@@ -72,7 +72,7 @@ SYNTAX: list[tuple[bytes, str]] = [
 
 
 @pytest.mark.parametrize(("content", "sentence"), SYNTAX, ids=range(len(SYNTAX)))
-def test_invalid_json_is_refused_with_its_position_at_every_operation(
+def test_json_that_is_invalid_is_refused_with_its_position_at_every_operation(
     pool: Pool, content: bytes, sentence: str
 ) -> None:
     for method, path in OPERATIONS:
@@ -108,7 +108,7 @@ def test_json_that_is_no_object_is_named(pool: Pool, value: Any, kind: str) -> N
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip", "x-unknown"])
-def test_content_coding_is_415_at_every_operation_that_reads_a_body(pool: Pool, coding: str) -> None:
+def test_body_with_a_content_coding_is_415_at_every_operation_that_reads_one(pool: Pool, coding: str) -> None:
     contract = pool.contract(pool.car())
     plain = json.dumps(contract.body).encode()
     content = {"gzip": gzip.compress(plain), "deflate": zlib.compress(plain)}.get(coding, plain)
@@ -122,7 +122,7 @@ def test_content_coding_is_415_at_every_operation_that_reads_a_body(pool: Pool, 
     assert pool.stored(contract.emaid) == 0
 
 
-def test_identity_is_no_coding(pool: Pool) -> None:
+def test_body_with_the_coding_identity_is_read(pool: Pool) -> None:
     contract = pool.contract(pool.car())
     headers = {"Content-Encoding": "Identity"}
     assert pool.cps.put("/signedcontractdata", json=contract.body, headers=headers).status_code == 201
@@ -195,7 +195,7 @@ NULL = "must not be null"
         ),
     ],
 )
-def test_missing_and_null_are_told_apart_and_unknown_members_named(
+def test_members_that_are_missing_or_null_are_told_apart_and_unknown_ones_named(
     pool: Pool, members: dict[str, Any], sentence: list[str]
 ) -> None:
     body = {"emaid": "DEEXAC00000001", "pcid": "WEX0JSON000000001", "xsdMsgDefNamespace": ISO2, **members}
@@ -207,14 +207,14 @@ def test_missing_and_null_are_told_apart_and_unknown_members_named(
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "123456789012345678901234567890"])
-def test_number_that_cannot_be_kept_is_refused_in_metadata(pool: Pool, number: str) -> None:
+def test_metadata_with_a_number_that_cannot_be_kept_is_refused(pool: Pool, number: str) -> None:
     """Not kept as null."""
     body = f'{{"url": "https://8.8.8.8/", "enabledEvents": "oem.contract.created", "metadata": {{"a": [{number}]}}}}'
     answer = send(pool, "POST", EVENTS, body.encode())
     assert sentences(answer, 400) == ["metadata : has a number or a text that JSON cannot carry"]
 
 
-def test_missing_and_null_are_told_apart_in_requests_webhooks_and_parties(pool: Pool) -> None:
+def test_members_that_are_missing_or_null_differ_in_requests_webhooks_and_parties(pool: Pool) -> None:
     for method, path, members, sentence in (
         ("POST", f"{BASE}/signedcontractdata", {"xsdMsgDefNamespace": ISO2}, f"certificateInstallationReq : {MISSING}"),
         (
@@ -281,7 +281,7 @@ def test_name_that_is_there_twice_is_found_wherever_it_is(more: list[tuple[str, 
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_give_a_value_or_a_sentence(data: bytes) -> None:
+def test_json_body_of_any_bytes_gives_a_value_or_a_sentence(data: bytes) -> None:
     for read in (json_input.load, lambda given: read_body(GetSignedContractDataReq, given)):
         with contextlib.suppress(FieldError):
             read(data)

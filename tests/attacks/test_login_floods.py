@@ -108,30 +108,30 @@ def nginx(pool: Pool, folder: Path, header: str = "") -> Iterator[str]:
 
 
 @needs_nginx
-def test_guesses_through_a_proxy_that_names_no_client_are_throttled(pool: Pool, tmp_path: Path) -> None:
+def test_login_flood_through_a_proxy_that_names_no_client_is_throttled(pool: Pool, tmp_path: Path) -> None:
     with nginx(pool, tmp_path) as url:
         throttled(url, "cpo", guesses(25))
         assert log_in(url, "oem", pool.world.member("oem").secret).status_code == 200, "each client id for itself"
 
 
 @needs_nginx
-def test_guesses_through_a_proxy_that_names_its_client_lock_out_that_client_alone(pool: Pool, tmp_path: Path) -> None:
+def test_login_flood_through_a_proxy_that_names_its_client_locks_out_it_alone(pool: Pool, tmp_path: Path) -> None:
     with nginx(pool, tmp_path, "proxy_set_header X-Forwarded-For 203.0.113.77;") as url:
         throttled(url, "other_oem", guesses(25))
     secret = pool.world.member("other_oem").secret
     assert log_in(pool.base_url, "other_oem", secret).status_code == 200
 
 
-def test_guesses_directly_on_loopback_are_throttled(pool: Pool) -> None:
+def test_login_flood_on_loopback_is_throttled(pool: Pool) -> None:
     throttled(pool.base_url, "peer", guesses(60))
 
 
-def test_many_client_ids_are_counted_one_by_one_where_the_address_is_not_known(pool: Pool) -> None:
+def test_client_ids_are_counted_one_by_one_where_the_address_is_not_known(pool: Pool) -> None:
     for client_id in ("missing-1", "missing-2", "missing-\N{SNOWMAN}", "n" * 5000):
         throttled(pool.base_url, client_id, guesses(14))
 
 
-def test_honest_login_survives_a_flood_for_its_client_id(pool: Pool) -> None:
+def test_login_flood_for_a_client_id_does_not_stop_its_honest_login(pool: Pool) -> None:
     secret = pool.world.member("emsp").secret
     assert log_in(pool.base_url, "emsp", secret).status_code == 200
     throttled(pool.base_url, "emsp", guesses(40))
@@ -139,7 +139,7 @@ def test_honest_login_survives_a_flood_for_its_client_id(pool: Pool) -> None:
         assert log_in(pool.base_url, "emsp", secret).status_code == 200
 
 
-def test_recognised_login_does_not_wait_for_argon2(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_that_is_recognised_does_not_wait_for_argon2(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = pool.world.member("small_cps").secret
     assert log_in(pool.base_url, "small_cps", secret).status_code == 200
 
@@ -151,7 +151,7 @@ def test_recognised_login_does_not_wait_for_argon2(pool: Pool, monkeypatch: pyte
     assert log_in(pool.base_url, "small_cps", "guess").status_code == 500
 
 
-def test_replaced_secret_is_not_recognised_and_throttled_as_any_other(pool: Pool) -> None:
+def test_secret_that_was_replaced_is_not_recognised_and_throttled_as_any_other(pool: Pool) -> None:
     old = pool.world.member("cps").secret
     assert log_in(pool.base_url, "cps", old).status_code == 200
     new, _ = in_register(pool, lambda register: register.rotate_secret("cps", OPERATOR, datetime.now(UTC), overlap=600))
@@ -186,7 +186,7 @@ def test_secret_cache_is_bounded_holds_no_secret_and_differs_between_processes(
     assert not one.contains("party-9", "the secret"), "forgotten"
 
 
-def test_invented_client_addresses_get_no_more_guesses_at_a_client_id(pkis: dict[str, PKI]) -> None:
+def test_client_addresses_that_are_invented_get_no_more_guesses_at_a_client_id(pkis: dict[str, PKI]) -> None:
     """A proxy with `proxy_pass` alone passes on the X-Forwarded-For that its client has invented."""
     with start({"iso2": pkis["iso2"]}, login_failures_per_minute=2) as pool:
         form = {"grant_type": "client_credentials", "client_id": "cpo", "client_secret": "guess"}
@@ -199,7 +199,7 @@ def test_invented_client_addresses_get_no_more_guesses_at_a_client_id(pkis: dict
         assert log_in(pool.base_url, "oem", pool.world.member("oem").secret).status_code == 200
 
 
-def test_every_worker_recognises_a_secret_that_one_of_them_has_verified(tmp_path: Path) -> None:
+def test_workers_all_recognise_a_secret_that_one_of_them_has_verified(tmp_path: Path) -> None:
     url, port = f"sqlite:///{tmp_path}/ccp.db", free_port()
     schema.upgrade(url)
     added = ccp_ok("party", "add", "honest", "--role", "cpo", "--json", env={"CCP_DATABASE": url})
@@ -212,7 +212,7 @@ def test_every_worker_recognises_a_secret_that_one_of_them_has_verified(tmp_path
         assert [log_in(address, "honest", secret).status_code for _ in range(20)] == [200] * 20
 
 
-def test_recognised_secret_is_forgotten_by_all_workers_when_it_fails(tmp_path: Path) -> None:
+def test_secret_that_was_recognised_is_forgotten_by_all_workers_when_it_fails(tmp_path: Path) -> None:
     SharedTokenBucket.prepare(tmp_path / "limits")
     one, other = (
         RateLimits(Settings(login_failures_per_minute=2, rate_limit_file=tmp_path / "limits")) for _ in range(2)
@@ -231,7 +231,7 @@ def test_recognised_secret_is_forgotten_by_all_workers_when_it_fails(tmp_path: P
 # --- The warning -----------------------------------------------------------------------------------------------------
 
 
-def test_log_says_once_that_a_trusted_proxy_names_no_client(
+def test_trusted_proxies_that_name_no_client_are_logged_once(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger = CapturingLogger()

@@ -150,12 +150,14 @@ def compete(pool: Pool) -> None:
     assert call(pool, "GET", path).json()["name"] == won
 
 
-def test_concurrent_changes_with_one_etag_succeed_once(place: Pool) -> None:
+def test_etag_lets_one_of_several_concurrent_changes_succeed(place: Pool) -> None:
     for _ in range(3):
         compete(place)
 
 
-def test_concurrent_changes_with_one_etag_succeed_once_on_postgresql(pkis: dict[str, PKI], postgres: Server) -> None:
+def test_etag_lets_one_of_several_concurrent_changes_succeed_on_postgresql(
+    pkis: dict[str, PKI], postgres: Server
+) -> None:
     with start({}, ADMINS, database=postgres.database(empty=True)) as pool:
         compete(pool)
 

@@ -143,7 +143,7 @@ def test_publication_in_progress_is_refused_after_a_provisioning_event(
     assert len(around.listed(car)) == 1
 
 
-def test_late_provisioning_event_removes_earlier_publications(around: Pool, pcp: Scripted) -> None:
+def test_provisioning_event_that_is_late_removes_earlier_publications(around: Pool, pcp: Scripted) -> None:
     """The event's time is before the contract was stored, and after its publication began."""
     car = around.car()
     with under_way(around, pcp, car, around.contract(car)) as late:
@@ -153,7 +153,7 @@ def test_late_provisioning_event_removes_earlier_publications(around: Pool, pcp:
     assert around.listed(car) == []
 
 
-def test_old_provisioning_event_keeps_later_publications(around: Pool, pcp: Scripted) -> None:
+def test_provisioning_event_that_is_old_keeps_later_publications(around: Pool, pcp: Scripted) -> None:
     car = around.car()
     pcp.on(f"/provisioningcertificates/{car.pcid}", json_reply(chain_body(car.provisioning)))
     before = datetime.now(UTC) - timedelta(seconds=5)

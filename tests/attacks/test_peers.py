@@ -40,7 +40,7 @@ def later(seconds: float, answer: Reply) -> Reply:
 FAR = [party("far_oem", PartyRole.OEM, wmis="WFX"), party("other_far_oem", PartyRole.OEM, wmis="WFY")]
 
 
-def test_flood_of_one_partner_does_not_block_others_at_a_slow_peer(pkis: dict[str, PKI]) -> None:
+def test_peer_that_is_slow_is_not_blocked_for_others_by_the_flood_of_one_partner(pkis: dict[str, PKI]) -> None:
     with (
         scripted() as peer,
         start(pkis, FAR, pool_id="pool-x", peer_delivery_timeout=4, peer_request_timeout=60) as pool,
@@ -135,7 +135,7 @@ def test_circuits_of_callers_are_separate_and_bounded(monkeypatch: pytest.Monkey
     assert len(circuits._failing) == 9
 
 
-def test_invalid_contract_of_a_peer_keeps_the_circuit_closed(pkis: dict[str, PKI]) -> None:
+def test_peer_contract_that_is_invalid_keeps_the_circuit_closed(pkis: dict[str, PKI]) -> None:
     with scripted() as peer, start(pkis, pool_id="pool-x", peer_delivery_timeout=3) as pool:
         pool.change(peers.add(Peer("far", peer.url, token="t"), AT))
         until_known(pool, "far")
@@ -209,24 +209,24 @@ def relabelled(pool: Pool, foreign: Contract) -> Reply:
     return opnc(foreign, pcid=f"{str(foreign.body['pcid'])[:-9]}{number - 1:09d}")
 
 
-def test_answer_without_pcid_does_not_displace_one_with_pcid(pkis: dict[str, PKI]) -> None:
+def test_peer_answer_without_pcid_does_not_displace_one_with_pcid(pkis: dict[str, PKI]) -> None:
     given, true, _ = race(pkis, lambda pool, foreign: opcp(foreign), liar_speaks="opcp")
     assert given == true
 
 
-def test_relabelled_contract_does_not_displace_a_registered_peers(
+def test_peer_contract_that_is_relabelled_does_not_displace_a_registered_peers(
     pkis: dict[str, PKI],
 ) -> None:
     given, true, _ = race(pkis, relabelled, true_provider="DEEXA")
     assert given == true
 
 
-def test_contradicted_contract_does_not_displace_a_correct_one(pkis: dict[str, PKI]) -> None:
+def test_peer_contract_that_is_contradicted_does_not_displace_a_correct_one(pkis: dict[str, PKI]) -> None:
     given, true, _ = race(pkis, relabelled, known_here=True)
     assert given == true
 
 
-def test_unnamed_answer_is_delivered_if_there_is_no_better(pkis: dict[str, PKI]) -> None:
+def test_peer_answer_without_a_name_is_delivered_if_there_is_no_better(pkis: dict[str, PKI]) -> None:
     given, _, foreign = race(pkis, lambda pool, foreign: opcp(foreign), liar_speaks="opcp", delay=20)
     assert given == foreign
 

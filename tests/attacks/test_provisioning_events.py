@@ -29,7 +29,7 @@ def around(pkis: dict[str, PKI]) -> Iterator[Pool]:
 
 
 @pytest.mark.parametrize("event_type", RESETS)
-def test_factory_reset_invalidates_contracts_under_both_names(around: Pool, event_type: str) -> None:
+def test_provisioning_event_factory_reset_invalidates_contracts_under_both_names(around: Pool, event_type: str) -> None:
     car = around.car()
     around.publish(car)
     assert send_event(around, event_type, car.pcid).status_code == 200
@@ -63,7 +63,7 @@ def test_provisioning_event_with_an_unknown_name_is_refused(
 
 
 @pytest.mark.parametrize("event_type", RESETS)
-def test_factory_reset_subscription_works_under_both_names(around: Pool, event_type: str) -> None:
+def test_subscription_to_factory_resets_works_under_both_names(around: Pool, event_type: str) -> None:
     headers = {"Authorization": f"Bearer {around.token('emsp')}"}
     body = {"url": "https://provider.example/events", "enabledEvents": [event_type]}
     made = around.http.post("/opnc/v1/event/endpoints", headers=headers, json=body)

@@ -126,7 +126,7 @@ def test_status_urls_are_trimmed(pool: Pool, server: Scripted) -> None:
 
 
 @pytest.mark.parametrize("kind", NEVER_CALLED)
-def test_uncallable_status_urls_are_refused_permanently(pool: Pool, server: Scripted, kind: str) -> None:
+def test_status_urls_that_are_uncallable_are_refused_permanently(pool: Pool, server: Scripted, kind: str) -> None:
     before = len(server.received)
     contract = pool.contract(pool.car(), signer=kind)
     answer = pool.put(contract)
@@ -139,14 +139,14 @@ def test_uncallable_status_urls_are_refused_permanently(pool: Pool, server: Scri
     assert (pool.stored(contract.emaid), len(server.received)) == (0, before)
 
 
-def test_uncallable_status_urls_are_refused_by_policy_require(server: Scripted) -> None:
+def test_status_urls_that_are_uncallable_are_refused_by_policy_require(server: Scripted) -> None:
     with start({"iso2": naming("ldap://ca.example/cn=crl")}, revocation="require") as pool:
         answer = pool.put(pool.contract(pool.car()))
         assert any(NEVER in sentence for sentence in sentences(answer, 400))
         assert "Retry-After" not in answer.headers
 
 
-def test_one_callable_status_url_is_enough(pool: Pool, server: Scripted) -> None:
+def test_status_url_that_is_callable_is_enough(pool: Pool, server: Scripted) -> None:
     issuer = pool.pki("mixed").emsp_sub2
     server.on("/mixed*", lambda request: Reply(body=ocsp_response(issuer, request.body)))
     pool.publish(pool.car(), signer="mixed")

@@ -105,7 +105,7 @@ def serial_of(contract: Contract) -> int:
     return Certificate.load(contract.certificate).serial_number
 
 
-def test_silent_name_servers_delay_only_their_names(pool: Pool, server: Scripted) -> None:
+def test_shared_host_name_servers_that_are_silent_delay_only_their_names(pool: Pool, server: Scripted) -> None:
     """Three domains without an answer, asked for by six PUTs at the same time; a responder with a name goes on."""
     blocked = [pool.contract(pool.car(), signer=f"silent {n}") for n in range(6)]
     with ThreadPoolExecutor(6) as threads:

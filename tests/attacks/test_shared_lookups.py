@@ -46,7 +46,7 @@ def naming(pki: PKI, url: str) -> PKI:
     return replace(pki, emsp_sub2=replace(pki.emsp_sub2, status_urls=StatusURLs(ocsp=url)))
 
 
-def test_lookup_of_a_host_is_separate_per_issuer(server: Scripted, released: threading.Event) -> None:
+def test_shared_lookup_of_a_host_is_separate_per_issuer(server: Scripted, released: threading.Event) -> None:
     """One CA's certificates name four silent domains, and then the responder of another CA."""
     port = server.url.rpartition(":")[2]
     host = f"http://ocsp.victim.test:{port}"
@@ -66,7 +66,7 @@ def test_lookup_of_a_host_is_separate_per_issuer(server: Scripted, released: thr
                 assert "cannot be established now" in sentences(one.result(), 503)[0]
 
 
-def test_shared_crl_fetch_is_retried_for_another_party(server: Scripted, released: threading.Event) -> None:
+def test_shared_lookup_of_a_crl_is_retried_for_another_party(server: Scripted, released: threading.Event) -> None:
     """A party that has used up its lookups asks for a list of a CA that others use, too."""
     port = server.url.rpartition(":")[2]
     shared, attacker = PKI.generate(AT), PKI.generate(AT)
@@ -102,7 +102,7 @@ def fill_lookups(pool: Pool, attacker: PKI, port: str) -> None:
             assert "cannot be established now" in sentences(answer, 503)[0]
 
 
-def test_lookups_per_party_are_limited_across_issuers(server: Scripted, released: threading.Event) -> None:
+def test_shared_lookups_per_party_are_limited_across_issuers(server: Scripted, released: threading.Event) -> None:
     """A root of its own makes any number of sub-CAs, each of which names four silent hosts in two domains."""
     port = server.url.rpartition(":")[2]
     victim, attacker = naming(PKI.generate(AT), f"http://ocsp.victim.test:{port}/victim"), PKI.generate(AT)

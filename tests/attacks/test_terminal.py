@@ -109,7 +109,7 @@ NAMING = [("audit", "list"), ("party", "list"), ("peer", "list"), ("trust", "lis
 
 
 @pytest.mark.parametrize("command", [*NAMING, ("party", "show", "hostile")], ids=lambda command: " ".join(command[:2]))
-def test_escaped_names_are_complete(hostile: tuple[object, ...], command: tuple[str, ...]) -> None:
+def test_terminal_escapes_of_names_are_complete(hostile: tuple[object, ...], command: tuple[str, ...]) -> None:
     done = ccp(*command, *hostile)
     assert done.status == 0, done.err
     assert r"x\x1b[2J\x9b31m\x7f\u202egnp.exe\u2066\u2069\u200e\u200f\u061c\u200b" in done.out
@@ -154,7 +154,9 @@ def logged(log_format: str, monkeypatch: pytest.MonkeyPatch, **members: Any) -> 
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_log_events_escape_control_characters(log_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_control_characters_are_escaped_in_log_events(
+    log_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     members = {"peer": HOSTILE, "reasons": {HOSTILE: 1}, "said": [HOSTILE, f"a\n{HOSTILE}"], "address": "\ud800"}
     text = logged(log_format, monkeypatch, **members)
     if log_format == "json":
@@ -168,7 +170,7 @@ def test_log_events_escape_control_characters(log_format: str, monkeypatch: pyte
         assert shows_itself(text.removesuffix("\n")), text
 
 
-def test_log_traceback_lines_are_never_events(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_lines_of_a_log_traceback_are_never_events(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         raise ValueError(f"bad\n2026-03-01 [info] all is well {HOSTILE}")
     except ValueError as exc:
@@ -181,7 +183,7 @@ def test_log_traceback_lines_are_never_events(monkeypatch: pytest.MonkeyPatch) -
 # --- Characters ------------------------------------------------------------------------------------------------------
 
 
-def test_escaping_covers_every_invisible_character() -> None:
+def test_terminal_escapes_cover_every_invisible_character() -> None:
     invisible = [
         *range(0x20), 0x7F, *range(0x80, 0xA0), 0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x180E,
         *range(0x200B, 0x2010),

@@ -384,7 +384,7 @@ def test_pki_revocation_checks_the_party_again(pkis: dict[str, PKI]) -> None:
 # --- Races -----------------------------------------------------------------------------------------------------------
 
 
-def test_disabled_party_stores_nothing_in_flight(pool: Pool) -> None:
+def test_party_that_is_disabled_stores_nothing_in_flight(pool: Pool) -> None:
     by = someone(pool)
     ready = [pool.contract(pool.car(wmi=wmi_of(by)), emaid_of(by)).body for _ in range(40)]
     settled(by)

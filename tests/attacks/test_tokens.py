@@ -109,7 +109,7 @@ def loaded(*entries: IssuerSettings) -> None:
     settings.load(issuers=entries, base_url="https://ccp.example.com")
 
 
-def test_realms_of_one_host_name_their_callers_apart() -> None:
+def test_issuer_realms_of_one_host_name_their_callers_apart() -> None:
     realms = [entry(f"https://kc.example/realms/{name}") for name in "ab"]
     loaded(*realms)
     ids = [party_from_claims(realm, {"sub": "service"}).client_id for realm in realms]
@@ -137,12 +137,12 @@ def test_issuers_whose_client_ids_would_collide_are_refused_at_start(
 
 
 @pytest.mark.parametrize("issuer", ["cli", "CLI", "cli:root", "Cli:x"])
-def test_no_issuer_can_name_its_callers_as_the_audit_trail_names_commands(issuer: str) -> None:
+def test_issuer_cannot_name_its_callers_as_the_audit_trail_names_commands(issuer: str) -> None:
     with pytest.raises(ValueError, match="cli is reserved for commands in the audit trail"):
         entry(issuer)
 
 
-def test_serving_with_issuers_that_collide_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_issuers_that_collide_keep_serve_from_starting_in_one_sentence(tmp_path: Path) -> None:
     tables = "".join(
         f'[[issuers]]\nissuer = "https://{name}.example"\nprefix = "partner"\nroles = ["cpo"]\n'
         f'jwks_url = "https://{name}.example/keys"\nalgorithms = ["ES256"]\n'
@@ -242,7 +242,7 @@ def test_token_is_bound_to_a_given_certificate(binding: Pool) -> None:
     assert look(binding, token).status_code == 401
 
 
-def test_missing_certificate_says_nothing_of_the_secret_and_counts_as_no_login(binding: Pool) -> None:
+def test_client_certificate_that_is_missing_tells_nothing_of_the_secret(binding: Pool) -> None:
     for _ in range(60):  # More than the failures that a client id and an address are let.
         assert asked_for(binding, secret="wrong").json()["error_description"] == NEEDED
     assert asked_for(binding, OURS.escaped).status_code == 200

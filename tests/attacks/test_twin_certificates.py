@@ -77,7 +77,7 @@ def known_ca(pool: Pool, certificate: Certificate, role: AnchorRole = AnchorRole
     pool.change(add(trusted_certificate(certificate, role, "test", AT)))
 
 
-def test_openssl_accepts_the_twin(pki: PKI, tmp_path: Path) -> None:
+def test_twin_certificate_is_accepted_by_openssl(pki: PKI, tmp_path: Path) -> None:
     sub2 = pki.cps_sub2.certificate
     other = twin(sub2)
     assert other.fingerprint != sub2.fingerprint
@@ -90,7 +90,7 @@ def test_openssl_accepts_the_twin(pki: PKI, tmp_path: Path) -> None:
     assert done.stdout.strip() == "twin.pem: OK", done
 
 
-def test_revoked_service_is_refused_as_signed_and_under_a_twin(pki: PKI, server: Scripted) -> None:
+def test_provisioning_service_that_is_revoked_is_refused_as_signed_and_under_a_twin(pki: PKI, server: Scripted) -> None:
     serve_crl(server, "/revoked.crl", crl(pki.cps_sub2, pki.cps.certificate))
     with watching(pki, server, "/revoked.crl") as pool:
         for signer in (pki, with_twin(pki), pki):
@@ -100,7 +100,7 @@ def test_revoked_service_is_refused_as_signed_and_under_a_twin(pki: PKI, server:
         assert pool.sql("select count(*) from contract") == [(0,)]
 
 
-def test_twins_are_both_unavailable_without_the_list(pki: PKI, server: Scripted) -> None:
+def test_twin_certificates_are_both_unavailable_without_the_list(pki: PKI, server: Scripted) -> None:
     with watching(pki, server, "/not-there.crl") as pool:
         for signer in (pki, with_twin(pki)):
             answer = put(pool, signer)
@@ -108,7 +108,7 @@ def test_twins_are_both_unavailable_without_the_list(pki: PKI, server: Scripted)
             assert "cannot be established now" in answer.text
 
 
-def test_twin_that_comes_before_the_ca_was_ever_seen_does_not_pass(pki: PKI, server: Scripted) -> None:
+def test_twin_certificate_before_the_ca_was_ever_seen_does_not_pass(pki: PKI, server: Scripted) -> None:
     serve_crl(server, "/first.crl", crl(pki.cps_sub2, pki.cps.certificate))
     with watching(pki, server, "/first.crl") as pool:
         answer = put(pool, with_twin(pki))
@@ -142,7 +142,7 @@ def test_ca_of_a_fingerprint_outlasts_a_restart(pki: PKI, server: Scripted) -> N
             assert put(again, with_twin(pki)).status_code == 400
 
 
-def test_twin_of_a_sound_chain_is_a_valid_certificate(pki: PKI, server: Scripted) -> None:
+def test_twin_certificate_of_a_sound_chain_is_a_valid_certificate(pki: PKI, server: Scripted) -> None:
     serve_crl(server, "/sound.crl", crl(pki.cps_sub2))
     with watching(pki, server, "/sound.crl") as pool:
         assert put(pool, pki).status_code == 201
@@ -160,7 +160,7 @@ def test_twin_of_a_sound_chain_is_a_valid_certificate(pki: PKI, server: Scripted
 
 
 @pytest.mark.parametrize("algorithm", ["P-256", "P-521"])
-def test_renewed_ca_certificate_is_the_same_issuer(algorithm: Any, server: Scripted) -> None:
+def test_ca_certificate_that_is_renewed_is_the_same_issuer(algorithm: Any, server: Scripted) -> None:
     """Not a twin but another certificate of the CA: later validity, same name and key."""
     pki = PKI.generate(AT, algorithm=algorithm)
     renewed = _renewed(pki)
@@ -175,7 +175,7 @@ def test_renewed_ca_certificate_is_the_same_issuer(algorithm: Any, server: Scrip
             assert "was revoked at" in answer.text
 
 
-def test_sha256_requests_go_by_the_issuer_too(server: Scripted) -> None:
+def test_ocsp_requests_with_sha256_go_by_the_issuer_too(server: Scripted) -> None:
     addressed = PKI.generate(AT, status_urls=lambda name: StatusURLs(ocsp=server.url + "/ocsp"))
     bodies: list[bytes] = []
 

@@ -16,7 +16,7 @@ SIZE = 190_000  # Base64 of it is a body that the pool takes.
 
 
 @pytest.mark.parametrize("dialect", ["opnc", "opcp"])
-def test_hostile_xml_is_400_with_a_sentence(pool: Pool, dialect: str) -> None:
+def test_xml_that_is_hostile_is_400_with_a_sentence(pool: Pool, dialect: str) -> None:
     contract = pool.contract(pool.car())
     for name, document in hostile_documents(SIZE):
         body = {**contract.body, "certificateInstallationRes": b64(document)}
@@ -35,7 +35,7 @@ def test_hostile_xml_is_400_with_a_sentence(pool: Pool, dialect: str) -> None:
 
 
 @pytest.mark.timing
-def test_hostile_xml_does_not_delay_a_vehicle(pool: Pool) -> None:
+def test_xml_that_is_hostile_does_not_delay_a_vehicle(pool: Pool) -> None:
     car = pool.car()
     pool.publish(car)
     documents = [document for _, document in hostile_documents(SIZE)]

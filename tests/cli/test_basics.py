@@ -43,7 +43,7 @@ GROUPS = sorted({path.rsplit(" ", 1)[0] for path in TREE if " " in path})
 
 
 @pytest.mark.parametrize("command", ["", *GROUPS, *TREE])
-def test_every_command_has_help(command: str) -> None:
+def test_commands_all_have_help(command: str) -> None:
     done = ccp_ok(*command.split(), "--help")
     assert "Usage: ccp" in done.out
     assert done.err == ""
@@ -57,13 +57,13 @@ def test_usage_error_prints_the_usage() -> None:
         assert "Traceback" not in done.err
 
 
-def test_expected_error_is_one_sentence_and_status_1(folder: Path) -> None:
+def test_command_error_that_is_expected_is_one_sentence_and_status_1(folder: Path) -> None:
     done = ccp_process("party", "list", cwd=folder)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "ccp: There is no database at ccp.db; 'ccp db upgrade' makes one.\n"
 
 
-def test_unusable_file_is_one_sentence(folder: Path) -> None:
+def test_command_with_an_unusable_file_is_one_sentence(folder: Path) -> None:
     (folder / "file").write_text("")
     assert ccp_error("sandbox", folder / "file" / "below").endswith("Not a directory.")
 

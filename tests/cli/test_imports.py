@@ -133,6 +133,6 @@ def test_command_line_without_typer_names_the_extra() -> None:
     assert (done.returncode, done.stdout) == (1, "")
 
 
-def test_missing_project_module_keeps_its_traceback() -> None:
+def test_import_of_a_missing_project_module_keeps_its_traceback() -> None:
     done = without(("ccp.server.settings",), "config")
     assert "Traceback" in done.stderr

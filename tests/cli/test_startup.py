@@ -75,7 +75,7 @@ def test_start_report_names_the_settings_the_database_and_what_it_holds(tmp_path
     assert warnings == []
 
 
-def test_start_warns_loudly_of_a_new_database_and_only_once(tmp_path: Path) -> None:
+def test_startup_warns_loudly_of_a_new_database_and_only_once(tmp_path: Path) -> None:
     start, warnings = reported(tmp_path)
     assert start["new_database"] is True
     assert warnings[0].startswith(f"The database sqlite:///{tmp_path}/ccp.db is new and empty.")
@@ -84,13 +84,13 @@ def test_start_warns_loudly_of_a_new_database_and_only_once(tmp_path: Path) -> N
     assert [text.split(",")[0] for text in warnings] == ["No certificate is trusted", "There are no parties"]
 
 
-def test_start_warns_of_a_plain_port_beyond_loopback(tmp_path: Path) -> None:
+def test_startup_warns_of_a_plain_port_beyond_loopback(tmp_path: Path) -> None:
     _, warnings = reported(tmp_path, "--host", "0.0.0.0")
     assert any(text.startswith("The pool listens on 0.0.0.0 without TLS") for text in warnings)
     assert any(text.startswith("base_url is not set") for text in warnings)
 
 
-def test_start_warns_of_a_certificate_that_expires_or_has_another_name(tmp_path: Path) -> None:
+def test_startup_warns_of_a_certificate_that_expires_or_has_another_name(tmp_path: Path) -> None:
     files = certificate(tmp_path, "ccp.example", "*.pool.example", start=timedelta(days=-1), end=timedelta(days=10))
     options = ("--tls-cert", files[0], "--tls-key", files[1])
     start, warnings = reported(tmp_path, *options, CCP_BASE_URL="https://other.example")
@@ -104,13 +104,15 @@ def test_start_warns_of_a_certificate_that_expires_or_has_another_name(tmp_path:
 @pytest.mark.parametrize(
     ("start", "end", "sentence"), [(-9, -1, "expired on"), (1, 9, "is not valid before")], ids=["expired", "future"]
 )
-def test_start_refuses_a_certificate_that_is_not_valid_now(tmp_path: Path, start: int, end: int, sentence: str) -> None:
+def test_startup_refuses_a_certificate_that_is_not_valid_now(
+    tmp_path: Path, start: int, end: int, sentence: str
+) -> None:
     files = certificate(tmp_path, "ccp.example", start=timedelta(days=start), end=timedelta(days=end))
     error = ccp_error("serve", "--tls-cert", files[0], "--tls-key", files[1], env=variables(tmp_path))
     assert sentence in error
 
 
-def test_start_refuses_the_key_of_another_certificate(tmp_path: Path) -> None:
+def test_startup_refuses_the_key_of_another_certificate(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     span = {"start": timedelta(days=-1), "end": timedelta(days=90)}
     files = certificate(tmp_path, "ccp.example", **span)
@@ -121,7 +123,7 @@ def test_start_refuses_the_key_of_another_certificate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_start_on_a_port_in_use_is_one_sentence_and_no_banner(tmp_path: Path, workers: int) -> None:
+def test_startup_on_a_port_in_use_is_one_sentence_and_no_banner(tmp_path: Path, workers: int) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -130,7 +130,7 @@ def raw_server(script: Callable[[socket.socket], None]) -> Iterator[str]:
 # --- Certificates of the server --------------------------------------------------------------------------------------
 
 
-def test_untrusted_ca_is_named(kind: str, files: Files) -> None:
+def test_connection_with_an_untrusted_ca_is_named(kind: str, files: Files) -> None:
     own, other = files.make("127.0.0.1"), files.make("127.0.0.1")
     with scripted(serving(own)) as server:
         for tls in (TLS(), TLS(ca_file=other)):
@@ -144,7 +144,7 @@ def test_untrusted_ca_is_named(kind: str, files: Files) -> None:
         assert len(server.received) == 1
 
 
-def test_expired_certificate_is_named(kind: str, files: Files) -> None:
+def test_connection_with_an_expired_certificate_is_named(kind: str, files: Files) -> None:
     hour = timedelta(hours=1)
     for times, sentence in (
         ({"ends": -hour}, "has expired"),
@@ -165,7 +165,7 @@ def test_certificate_for_another_name_is_named(kind: str, files: Files) -> None:
         assert not server.received
 
 
-def test_refused_client_certificate_is_named(kind: str, files: Files) -> None:
+def test_connection_with_a_refused_client_certificate_is_named(kind: str, files: Files) -> None:
     certificate, accepted = files.make("127.0.0.1"), files.make("client.example")
     context = serving(certificate)
     # In TLS 1.3 the handshake is complete for the client before the server refuses its certificate.
@@ -209,7 +209,7 @@ def test_https_to_a_silent_port_or_one_that_closes_is_named(kind: str) -> None:
         assert not error.outcome_unknown
 
 
-def test_plain_http_to_a_port_of_https_is_named(kind: str, files: Files) -> None:
+def test_connection_of_plain_http_to_a_port_of_https_is_named(kind: str, files: Files) -> None:
     with scripted(serving(files.make("127.0.0.1"))) as server:
         error = failure(kind, server.url.replace("https:", "http:"), TLSRequiredError)
         assert str(error).endswith("speaks TLS; use https.")
@@ -217,7 +217,7 @@ def test_plain_http_to_a_port_of_https_is_named(kind: str, files: Files) -> None
 
 
 @pytest.mark.parametrize("closing", [b"", ALERT], ids=["closes", "alert"])
-def test_plain_http_to_a_port_that_closes_or_alerts_is_named(kind: str, closing: bytes) -> None:
+def test_connection_of_plain_http_to_a_port_that_closes_or_alerts_is_named(kind: str, closing: bytes) -> None:
     def answer(connection: socket.socket) -> None:
         start = connection.recv(65536)
         connection.sendall(ALERT if start.startswith(b"\x16\x03") else closing)
@@ -226,7 +226,7 @@ def test_plain_http_to_a_port_that_closes_or_alerts_is_named(kind: str, closing:
         failure(kind, f"http://{place}", TLSRequiredError)
 
 
-def test_plain_http_to_a_server_that_says_so_is_named(kind: str) -> None:
+def test_connection_of_plain_http_to_a_server_that_says_so_is_named(kind: str) -> None:
     with scripted() as server:
         server.on(CONTRACTS, Reply(400, NGINX, {"Content-Type": "text/html"}))
         failure(kind, server.url, TLSRequiredError)
@@ -251,7 +251,7 @@ def test_name_that_is_not_found_is_named(kind: str) -> None:
         assert not error.outcome_unknown
 
 
-def test_refused_connection_is_named(kind: str) -> None:
+def test_connection_that_is_refused_is_named(kind: str) -> None:
     url = nowhere()
     for each in (url, url.replace("http:", "https:"), url.replace("127.0.0.1", "localhost")):
         error = failure(kind, each, RefusedConnectionError)
@@ -259,7 +259,7 @@ def test_refused_connection_is_named(kind: str) -> None:
         assert not error.outcome_unknown
 
 
-def test_refused_connection_of_a_proxy_names_the_proxy(kind: str) -> None:
+def test_connection_that_a_proxy_refuses_names_the_proxy(kind: str) -> None:
     proxy = nowhere()
     for scheme in ("http", "https"):
         with (

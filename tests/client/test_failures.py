@@ -70,7 +70,7 @@ def read(client: EitherClient) -> Any:
     "failure", [error(502), error(503), error(429), DROP, NOT_HTTP], ids=["502", "503", "429", "dropped", "not HTTP"]
 )
 @pytest.mark.parametrize("operation", ["read", "deliver", "publish", "default", "withdraw"])
-def test_every_operation_is_retried_after_a_temporary_failure(kind: str, failure: Reply, operation: str) -> None:
+def test_operations_are_all_retried_after_a_temporary_failure(kind: str, failure: Reply, operation: str) -> None:
     calls: dict[str, tuple[str, Reply, Callable[[EitherClient], Any]]] = {
         "read": (CONTRACTS, NOTHING, read),
         "deliver": (DELIVER, error(404), lambda c: c.deliver(b"", Namespace.ISO2)),
@@ -90,7 +90,7 @@ def test_every_operation_is_retried_after_a_temporary_failure(kind: str, failure
         assert first == second == third
 
 
-def test_retries_end(kind: str) -> None:
+def test_client_retries_end(kind: str) -> None:
     with (
         scripted() as server,
         connect(kind, server.url, token="t", retry=ONE_RETRY) as client,
@@ -103,7 +103,7 @@ def test_retries_end(kind: str) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 409, 413, 500, 504])
-def test_permanent_errors_are_not_retried(kind: str, status: int) -> None:
+def test_failures_that_are_permanent_are_not_retried(kind: str, status: int) -> None:
     with scripted() as server, connect(kind, server.url, token="t") as client:
         server.on(CONTRACTS, error(status, "Because."))
         with pytest.raises(StatusError, match="Because") as caught:
@@ -160,7 +160,7 @@ def test_request_timeout_limits_a_slow_server(kind: str, reply: Reply) -> None:
         assert read(client) == ()
 
 
-def test_call_timeout_overrides_the_clients(kind: str) -> None:
+def test_client_timeout_of_a_call_overrides_the_clients(kind: str) -> None:
     with scripted() as server, connect(kind, server.url, token="t") as client:
         server.on(DELIVER, HANG)
         began = time.monotonic()
@@ -175,7 +175,7 @@ def test_call_timeout_overrides_the_clients(kind: str) -> None:
             assert time.monotonic() - began < 3
 
 
-def test_refused_connection_has_a_known_outcome(kind: str) -> None:
+def test_connection_that_is_refused_has_a_known_outcome(kind: str) -> None:
     with (
         connect(kind, nowhere(), token="t") as client,
         pytest.raises(NoResponseError, match="refuses the connection") as caught,
@@ -197,7 +197,7 @@ def test_refused_connection_has_a_known_outcome(kind: str) -> None:
         (error(503, "x" * 5000), "larger than 4096"),
     ],
 )
-def test_malformed_response_is_rejected(kind: str, reply: Reply, match: str) -> None:
+def test_response_that_is_malformed_is_rejected(kind: str, reply: Reply, match: str) -> None:
     with scripted() as server, connect(kind, server.url, token="t", max_response_bytes=4096) as client:
         server.on(CONTRACTS, reply)
         with pytest.raises(MalformedResponseError, match=match):
@@ -222,7 +222,7 @@ def test_deliver_rejects_unreadable_messages(kind: str, items: list[dict[str, st
             client.deliver(b"", Namespace.ISO2)
 
 
-def test_redirect_is_not_followed(kind: str) -> None:
+def test_client_follows_no_redirect(kind: str) -> None:
     with scripted() as server, scripted() as other, connect(kind, server.url, token="t") as client:
         server.on(CONTRACTS, Reply(307, headers={"Location": other.url + CONTRACTS}))
         with pytest.raises(StatusError, match="307"):
@@ -276,7 +276,7 @@ def test_token_from_another_issuer(kind: str) -> None:
             assert issuer.received[0].body.endswith(form)
 
 
-def test_rejected_token_is_replaced_once(kind: str) -> None:
+def test_token_that_is_rejected_is_replaced_once(kind: str) -> None:
     with scripted() as server, connect(kind, server.url, credentials=SECRET) as client:
         server.on("/oauth/token", granted("first"), granted("second"), granted("third"))
         server.on(CONTRACTS, NOTHING, error(401), NOTHING)
@@ -291,7 +291,7 @@ def test_rejected_token_is_replaced_once(kind: str) -> None:
         assert len(server.asked("/oauth/token")) == 3
 
 
-def test_static_token_is_not_replaced(kind: str) -> None:
+def test_token_that_is_fixed_is_not_replaced(kind: str) -> None:
     with scripted() as server, connect(kind, server.url, token="static") as client:
         server.on(CONTRACTS, error(401))
         with pytest.raises(NotAuthenticatedError):
@@ -308,7 +308,7 @@ def test_token_is_not_replaced_after_403(kind: str) -> None:
         assert len(server.asked("/oauth/token")) == 1
 
 
-def test_concurrent_calls_share_one_token_request(kind: str) -> None:
+def test_token_request_is_shared_by_concurrent_calls(kind: str) -> None:
     with scripted() as server:
         server.on("/oauth/token", granted())
         server.on(CONTRACTS, NOTHING)
@@ -355,7 +355,7 @@ def test_malformed_token_response_is_rejected(kind: str, reply: Reply) -> None:
         assert not server.asked(CONTRACTS)
 
 
-def test_refused_credentials_are_not_retried(kind: str) -> None:
+def test_credentials_that_are_refused_are_not_retried(kind: str) -> None:
     with scripted() as server, connect(kind, server.url, credentials=SECRET) as client:
         server.on("/oauth/token", json_reply({"error": "invalid_client", "error_description": "Who?"}, 401))
         with pytest.raises(TokenRefusedError, match="Who") as caught:

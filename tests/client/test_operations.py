@@ -168,7 +168,7 @@ def test_errors_have_type_sentences_and_trace_id(pool: Pool, kind: str) -> None:
             cps.publish(b"\0" * 300_000, emaid=new_emaid(), pcid=car.pcid, namespace=car.namespace)
 
 
-def test_wrong_credentials_and_wrong_tokens_raise_different_errors(pool: Pool, kind: str) -> None:
+def test_credentials_and_tokens_that_are_wrong_raise_different_errors(pool: Pool, kind: str) -> None:
     wrong = credentials(pool, "cpo")
     wrong = type(wrong)(wrong.client_id, "not the secret")
     with connect(kind, pool.base_url, credentials=wrong) as client, pytest.raises(TokenRefusedError) as caught:
@@ -192,7 +192,7 @@ def test_routing_headers_are_sent(pool: Pool, kind: str) -> None:
             emsp.contracts_of_emaid(contract.emaid, routing=elsewhere)
 
 
-def test_invalid_ids_raise_before_a_request_is_sent(kind: str) -> None:
+def test_client_raises_for_invalid_ids_before_a_request_is_sent(kind: str) -> None:
     with connect(kind, "http://127.0.0.1:9", token="unused") as client:
         for wrong in (
             lambda: client.withdraw("DE"),

@@ -31,7 +31,7 @@ def test_alerts_fire_when_they_should_and_only_then() -> None:
     run("promtool", "test", "rules", DEPLOY / "prometheus" / "alerts.test.yml")
 
 
-def test_every_alert_is_tested_and_says_what_to_do() -> None:
+def test_alerts_are_all_tested_and_say_what_to_do() -> None:
     tested = (DEPLOY / "prometheus" / "alerts.test.yml").read_text("utf-8")
     for rule in RULES:
         assert f'alertname="{rule["alert"]}"' in tested

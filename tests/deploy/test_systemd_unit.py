@@ -18,7 +18,7 @@ def complaints(unit: Path) -> list[str]:
     return [line for line in (done.stdout + done.stderr).splitlines() if unit.name in line]
 
 
-def test_unit_is_read_by_systemd_without_a_complaint(tmp_path: Path) -> None:
+def test_systemd_unit_is_read_by_systemd_without_a_complaint(tmp_path: Path) -> None:
     unit = tmp_path / "ccp.service"
     text = UNIT.read_text("utf-8").replace("/opt/ccp/bin/ccp", "/bin/true")  # The program has to exist.
     unit.write_text(text.replace("PrivateTmp=yes", "PrivateTemp=yes"))
@@ -27,7 +27,7 @@ def test_unit_is_read_by_systemd_without_a_complaint(tmp_path: Path) -> None:
     assert complaints(unit) == []
 
 
-def test_unit_has_the_exposure_that_it_states() -> None:
+def test_systemd_unit_has_the_exposure_that_it_states() -> None:
     output = run("systemd-analyze", "security", "--offline=true", "--no-pager", UNIT)
     measured = re.search(r"exposure level for ccp.service: ([\d.]+)", output)
     stated = re.search(r"an exposure of ([\d.]+)", UNIT.read_text("utf-8"))
@@ -36,7 +36,7 @@ def test_unit_has_the_exposure_that_it_states() -> None:
     assert float(measured[1]) <= float(stated[1])
 
 
-def test_unit_starts_the_pool_again_whatever_ended_its_start() -> None:
+def test_systemd_unit_starts_the_pool_again_whatever_ended_its_start() -> None:
     # An unreachable database ends the start with the same status as an invalid configuration.
     lines = UNIT.read_text("utf-8").splitlines()
     assert {"Restart=on-failure", "StartLimitIntervalSec=0"} <= set(lines)

@@ -49,7 +49,7 @@ def until_more(partners: list[Partner], more: int) -> None:
         time.sleep(0.005)
 
 
-def test_killed_pool_loses_no_acknowledged_change(url: str, pkis: dict[str, PKI], tmp_path: Path) -> None:
+def test_pool_that_is_killed_loses_no_acknowledged_change(url: str, pkis: dict[str, PKI], tmp_path: Path) -> None:
     """Its workers send events to a webhook that accepts them and to one that does not."""
     with receiving() as receiver, serving(pkis, tmp_path, url, workers=2, dispatch=True) as (served, pool):
         receiver.says("/ill", 503)
@@ -75,7 +75,7 @@ def test_killed_pool_loses_no_acknowledged_change(url: str, pkis: dict[str, PKI]
         assert sql(url, "pragma integrity_check") == [("ok",)]
 
 
-def test_killed_postgres_server_loses_no_acknowledged_change(
+def test_postgres_server_that_is_killed_loses_no_acknowledged_change(
     durable: Server, pkis: dict[str, PKI], tmp_path: Path
 ) -> None:
     url = durable.database()

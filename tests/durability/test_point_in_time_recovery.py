@@ -38,7 +38,7 @@ def stored(url: str) -> list[str]:
     return [emaid for (emaid,) in sql(url, "select emaid from contract order by emaid")]
 
 
-def test_recovery_to_a_point_in_time_has_everything_before_it_and_nothing_after(server: Server) -> None:
+def test_point_in_time_recovery_has_everything_before_it_and_nothing_after(server: Server) -> None:
     archive, backup = server.own_folder("archive"), server.own_folder("backup")
     server.set(archive_mode="on", archive_command=f"test ! -f {archive}/%f && cp %p {archive}/%f", wal_level="replica")
     server.start()

@@ -33,7 +33,7 @@ def url_safe(encoded: bytes) -> str:
 
 
 @given(MESSAGES, st.data())
-def test_white_space_is_ignored_wherever_it_stands(message: bytes, data: st.DataObject) -> None:
+def test_base64_text_is_read_without_white_space_wherever_it_stands(message: bytes, data: st.DataObject) -> None:
     text = list(base64.b64encode(message).decode())
     for at in data.draw(st.lists(st.integers(0, len(text)), max_size=10)):
         text.insert(at, data.draw(st.sampled_from(" \t\n\r\f\v")))
@@ -41,7 +41,7 @@ def test_white_space_is_ignored_wherever_it_stands(message: bytes, data: st.Data
 
 
 @given(st.text(max_size=60))
-def test_any_text_gives_bytes_or_a_sentence(text: str) -> None:
+def test_base64_text_of_any_characters_gives_bytes_or_a_sentence(text: str) -> None:
     try:
         found = message_bytes(text)
     except EXIError:
@@ -51,7 +51,9 @@ def test_any_text_gives_bytes_or_a_sentence(text: str) -> None:
 
 
 @given(MESSAGES, st.data())
-def test_changed_character_never_gives_other_bytes_silently(message: bytes, data: st.DataObject) -> None:
+def test_base64_text_with_a_changed_character_never_gives_other_bytes_silently(
+    message: bytes, data: st.DataObject
+) -> None:
     text = base64.b64encode(message).decode()
     at = data.draw(st.integers(0, len(text) - 1))
     changed = text[:at] + data.draw(st.characters()) + text[at + 1 :]
@@ -63,7 +65,7 @@ def test_changed_character_never_gives_other_bytes_silently(message: bytes, data
 
 
 @given(MESSAGES)
-def test_other_encodings_of_a_message_are_named(message: bytes) -> None:
+def test_base64_text_in_other_encodings_of_a_message_is_named(message: bytes) -> None:
     text = base64.b64encode(message).decode()
     for hexadecimal in (message.hex(), message.hex().upper(), message.hex(":"), message.hex(" "), "0x" + message.hex()):
         assert "looks like hexadecimal" in problem(hexadecimal)
@@ -107,6 +109,6 @@ def test_base64_error_names_what_the_text_looks_like(text: str, sentence: str) -
     assert sentence in problem(text)
 
 
-def test_bytes_that_are_no_exi_are_left_to_the_codec() -> None:
+def test_base64_text_that_is_no_exi_is_left_to_the_codec() -> None:
     for encoded in (bytes(3), bytes(60), b"$EXI\x80", b"\x81\x98"):
         assert message_bytes(base64.b64encode(encoded).decode()) == encoded

@@ -14,7 +14,7 @@ from tests.exi.messages import KINDS, Maker, messages
 from tests.exi.samples import CHAIN, EXAMPLE, REQUEST, RESPONSE, Stream, shared_vector
 
 
-def test_published_response_round_trips() -> None:
+def test_codec_round_trips_the_published_response() -> None:
     message = decode(EXAMPLE)
     assert isinstance(message, iso2.V2G_Message)
     assert isinstance(message.Body, iso2.CertificateInstallationRes)
@@ -42,7 +42,7 @@ def test_opcp_negative_response_round_trips() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_random_messages_survive_both_ways(kind: str) -> None:
+def test_codec_round_trips_random_messages(kind: str) -> None:
     for message in messages(kind, 300):
         encoded = encode(message)
         assert decode(encoded) == message
@@ -52,13 +52,13 @@ def test_random_messages_survive_both_ways(kind: str) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**64), kind=st.sampled_from(KINDS))
-def test_any_message_survives_both_ways(seed: int, kind: str) -> None:
+def test_codec_round_trips_any_message(seed: int, kind: str) -> None:
     message = getattr(Maker(seed), kind)()
     assert decode(encode(message)) == message
 
 
 @given(name=st.text(max_size=200), serial=st.integers(-(2**320), 2**320 - 1), session=st.binary(max_size=8))
-def test_any_name_serial_and_session_survive_or_are_refused(name: str, serial: int, session: bytes) -> None:
+def test_codec_round_trips_or_refuses_any_name_serial_and_session(name: str, serial: int, session: bytes) -> None:
     body = REQUEST.Body._replace(ListOfRootCertificateIDs=(iso2.X509IssuerSerial(name, serial),))
     message = iso2.V2G_Message(iso2.Header(session), body)
     if any((ord(c) < 32 and c not in "\t\n\r") or c in "\ufffe\uffff" for c in name) or serial == -(2**320):
@@ -72,7 +72,7 @@ def test_any_name_serial_and_session_survive_or_are_refused(name: str, serial: i
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_give_a_message_or_an_error(encoded: bytes) -> None:
+def test_codec_gives_a_message_or_an_error_for_any_bytes(encoded: bytes) -> None:
     for prefix in (b"", b"\x80", b"\x80\x98", b"\x80\x98\x02", b"\x80\x1c", b"\x80\x20"):
         try:
             message = decode(prefix + encoded)
@@ -110,7 +110,7 @@ def test_decode_refuses_bytes_after_the_end_unless_all_zero(encoded: bytes) -> N
     assert decode(encoded + bytes(3)) == decode(encoded)
 
 
-def test_padding_bits_that_are_not_zero_are_refused() -> None:
+def test_codec_refuses_padding_bits_that_are_not_zero() -> None:
     for message in messages("iso2_req", 30):
         encoded = encode(message)
         # Where there is no padding it is the end of the message that is changed, which does not pass either.
@@ -119,13 +119,13 @@ def test_padding_bits_that_are_not_zero_are_refused() -> None:
 
 
 @pytest.mark.parametrize("start", [b"", b"\0", b"$EXI", b"\x81", b"\xa0", b"<?xml"])
-def test_other_streams_are_refused_at_their_first_octet(start: bytes) -> None:
+def test_codec_refuses_other_streams_at_their_first_octet(start: bytes) -> None:
     with pytest.raises(EXIError, match="not an EXI stream") as caught:
         decode(start + b"\x98\x02")
     assert caught.value.offset == 0
 
 
-def test_other_messages_are_refused() -> None:
+def test_codec_refuses_other_messages() -> None:
     with pytest.raises(EXIError) as caught:
         decode(b"\x80\x9a" + bytes(30))
     assert caught.value.offset == 8
@@ -137,13 +137,13 @@ def test_other_messages_are_refused() -> None:
         assert caught.value.path == "V2G_Message/Body"
 
 
-def test_bytes_are_asked_for() -> None:
+def test_codec_asks_for_bytes() -> None:
     for value in ("80", bytearray(b"\x80"), memoryview(b"\x80"), None, 1):
         with pytest.raises(TypeError):
             decode(value)  # type: ignore[arg-type]
 
 
-def test_endless_list_end_is_read_and_the_conformant_one_written() -> None:
+def test_codec_reads_an_endless_list_end_and_writes_the_conformant_one() -> None:
     """A made-up request with the full list of 20 roots, ended with the two bits that endless-loop encoders write."""
     roots = tuple(iso2.X509IssuerSerial(f"CN={n}", n) for n in range(20))
     message = REQUEST._replace(Body=REQUEST.Body._replace(ListOfRootCertificateIDs=roots))
@@ -156,7 +156,7 @@ def test_endless_list_end_is_read_and_the_conformant_one_written() -> None:
     assert encode(decode(other)) == encoded
 
 
-def test_endless_end_of_every_other_full_list_is_read() -> None:
+def test_codec_reads_an_endless_end_of_every_other_full_list() -> None:
     subs = iso2.CertificateChain("ID1", b"leaf", (b"1", b"2", b"3", b"4"))
     message = RESPONSE._replace(Body=RESPONSE.Body._replace(ContractSignatureCertChain=subs))
     encoded = encode(message)
@@ -187,7 +187,7 @@ def test_endless_end_of_every_other_full_list_is_read() -> None:
     assert decode(Stream(encoded, part.end - 2).add("01", "0", rest).encoded()) == request
 
 
-def test_one_item_too_many_is_refused_in_every_list() -> None:
+def test_codec_refuses_one_item_too_many_in_every_list() -> None:
     roots = tuple(iso2.X509IssuerSerial("x", n) for n in range(21))
     for message in (
         REQUEST._replace(Body=REQUEST.Body._replace(ListOfRootCertificateIDs=roots)),
@@ -237,7 +237,7 @@ def _signed(references: tuple[xmldsig.Reference, ...]) -> iso2.V2G_Message:
     return REQUEST._replace(Header=REQUEST.Header._replace(Signature=signature))
 
 
-def test_lists_that_the_schema_leaves_open_are_bounded_when_reading() -> None:
+def test_codec_bounds_lists_that_the_schema_leaves_open_when_reading() -> None:
     digest = xmldsig.DigestMethod("d")
     reference = xmldsig.Reference(None, None, None, None, digest, b"")
     message = _signed((reference,) * limits.MAX_REFERENCES)
@@ -258,7 +258,7 @@ def test_lists_that_the_schema_leaves_open_are_bounded_when_reading() -> None:
         encode(_signed((reference._replace(Transforms=(transform,) * 3),)))
 
 
-def test_empty_value_in_the_form_of_exificient_is_read() -> None:
+def test_codec_reads_an_empty_value_in_the_form_of_exificient() -> None:
     """<Certificate/> and others written as the way out (one) and the end of the element (three zero bits)."""
     encoded = encode(RESPONSE)
     for name, filled, empty in (
@@ -280,7 +280,7 @@ def test_empty_value_in_the_form_of_exificient_is_read() -> None:
     assert decode(session) == RESPONSE._replace(Header=iso2.Header(b""))
 
 
-def test_empty_number_is_refused() -> None:
+def test_codec_refuses_an_empty_number() -> None:
     encoded = encode(Maker(1).iso20_req())
     end = 17 + 8 + 8 * session_id_length(encoded) + 2
     with pytest.raises(EXIError, match="an empty value") as caught:
@@ -293,7 +293,7 @@ def session_id_length(encoded: bytes) -> int:
 
 
 @pytest.mark.parametrize("bits", ["1001", "1010", "1100", "1111"])
-def test_content_that_is_not_as_in_the_schema_is_refused_by_name(bits: str) -> None:
+def test_codec_refuses_content_that_is_not_as_in_the_schema_by_name(bits: str) -> None:
     """One production system writes xsi:type and untyped children, as if it had no schema."""
     encoded = Stream(encode(RESPONSE), 17).add(bits, bytes(40)).encoded()
     with pytest.raises(EXIError, match="xsi:type") as caught:
@@ -316,7 +316,7 @@ def test_key_info_and_foreign_elements_are_refused_by_name() -> None:
             decode(Stream(encoded, info.start + 2 + 1 + 16).add((code, 2), bytes(20)).encoded())
 
 
-def test_string_table_reference_is_refused() -> None:
+def test_codec_refuses_a_string_table_reference() -> None:
     encoded = encode(REQUEST)
     start = parse(encoded).elements[0].start
     for hit in (0, 1):
@@ -336,7 +336,7 @@ def test_string_table_reference_is_refused() -> None:
         b"\xfe\xff\x03",  # U+FFFE
     ],
 )
-def test_characters_that_xml_does_not_have_are_refused(character: bytes) -> None:
+def test_codec_refuses_characters_that_xml_does_not_have(character: bytes) -> None:
     encoded = encode(REQUEST)
     start = parse(encoded).elements[0].start
     with pytest.raises(EXIError, match="character") as caught:
@@ -371,7 +371,7 @@ def test_values_beyond_the_reading_limits_are_refused() -> None:
         decode(serial.add("0", b"\xff" * 60, bytes(9)).encoded())
 
 
-def test_random_changes_of_a_message_never_raise_anything_else() -> None:
+def test_codec_raises_nothing_else_for_random_changes_of_a_message() -> None:
     """Every slot of random messages is replaced by things of other types and sizes."""
     junk = (None, "", "x" * 2000, b"", bytes(2000), -1, 10**500, 1.5, (), [], {}, (None,), ("x",), object(), True)
 

@@ -58,7 +58,7 @@ def _written(message: Message) -> tuple[bytes | None, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mutated_and_truncated_messages_give_a_message_or_an_error(kind: str) -> None:
+def test_codec_gives_a_message_or_an_error_for_mutated_and_truncated_messages(kind: str) -> None:
     rng = random.Random(f"mutations of {kind}")
     sources = [encode(message) for message in messages(kind, 40, seed=41)]
     read = 0
@@ -148,7 +148,7 @@ def _hostile() -> Iterator[tuple[str, bytes]]:
 
 
 @pytest.mark.timing
-def test_no_bytes_take_long() -> None:
+def test_codec_takes_long_for_no_bytes() -> None:
     cases = list(_hostile())
     cases += [(kind, encode(max(messages(kind, 50, seed=44), key=lambda m: len(encode(m))))) for kind in KINDS]
     slow = {}

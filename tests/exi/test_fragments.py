@@ -88,7 +88,7 @@ def test_digest_and_signature_of_the_predecessor_protocols_request_hold() -> Non
     _verify(parsed, message.Body.OEMProvisioningCert)
 
 
-def test_two_forms_of_an_emaid_differ_and_the_cut_is_the_typed_one() -> None:
+def test_fragment_of_two_forms_of_an_emaid_differs_and_the_cut_is_the_typed_one() -> None:
     parsed = parse(EXAMPLE)
     emaid = parsed.message.Body.eMAID  # type: ignore[union-attr]
     cut = fragment(parsed, parsed.elements[3])
@@ -98,7 +98,7 @@ def test_two_forms_of_an_emaid_differ_and_the_cut_is_the_typed_one() -> None:
         emaid_fragment(emaid, "other")
 
 
-def test_relaxed_emaid_is_as_the_specification_derives_it() -> None:
+def test_emaid_in_relaxed_form_is_as_the_specification_derives_it() -> None:
     """Bit by bit: header, code, @Id 4 of 9 bits, text 256 of 9 bits, end 244 of 8 bits, end of the fragment."""
     bits = "10000000" + "11101100" + "000000100" + "00000011" + "01001001" + "100000000" + "00000011" + "01011000"
     bits += "11110100" + "11110100"
@@ -107,7 +107,7 @@ def test_relaxed_emaid_is_as_the_specification_derives_it() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_slices_equal_the_fragments_of_the_values(kind: str) -> None:
+def test_fragments_of_the_values_equal_their_slices(kind: str) -> None:
     for message in messages(kind, 100, seed=11):
         parsed = parse(encode(message))
         namespace = namespace_of(message)
@@ -170,7 +170,7 @@ def test_fragments_cut_after_any_octet_and_with_trailing_bytes_are_refused() -> 
             decode_fragment(encoded + b"\1", grammar)
 
 
-def test_unknown_names_grammars_and_wrong_values_of_fragments_are_refused() -> None:
+def test_fragments_of_unknown_names_grammars_and_wrong_values_are_refused() -> None:
     info = Maker(1).signed_info()
     for call in (
         lambda: encode_fragment("SalesTariff", None, ISO2),
@@ -202,7 +202,7 @@ def test_parse_lists_a_repeated_id_twice() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_spliced_session_id_gives_what_encoding_gives(kind: str) -> None:
+def test_fragment_spliced_with_a_session_id_is_what_encoding_gives(kind: str) -> None:
     rng = random.Random(4)
     for message in messages(kind, 60, seed=21):
         session = rng.randbytes(rng.randint(0, 8))
@@ -221,7 +221,7 @@ def test_response_stored_with_a_short_session_grows_by_seven_bytes() -> None:
     _verify(parse(spliced), message.Body.SAProvisioningCertificateChain.Certificate)  # type: ignore[union-attr]
 
 
-def test_all_that_can_be_spliced_in_iso20_is_spliced_at_once_or_one_by_one() -> None:
+def test_fragments_that_can_be_spliced_in_iso20_are_spliced_at_once_or_one_by_one() -> None:
     rng = random.Random(5)
     for message in messages("iso20_res", 60, seed=22):
         assert isinstance(message, iso20.CertificateInstallationRes)
@@ -251,7 +251,7 @@ def test_place_of_the_remaining_chains_counts_trailing_zero_bytes(zeros: int) ->
     assert message.RemainingContractCertificateChains == 77
 
 
-def test_splice_that_does_not_fit_is_refused() -> None:
+def test_fragment_that_does_not_fit_is_not_spliced() -> None:
     response = encode(Maker(2).iso20_res())
     request = encode(Maker(2).iso20_req())
     for encoded, change in (
@@ -284,7 +284,7 @@ def test_splice_that_does_not_fit_is_refused() -> None:
         replace_header_fields("80", session_id=b"")  # type: ignore[arg-type]
 
 
-def test_splices_of_mutated_bytes_raise_nothing_else() -> None:
+def test_fragments_of_mutated_bytes_that_are_spliced_raise_nothing_else() -> None:
     rng = random.Random(6)
     for start in (encode(REQUEST), encode(Maker(2).iso20_res()), encode(Maker(2).iso20_req())):
         for _ in range(2000):
@@ -303,7 +303,7 @@ def test_splices_of_mutated_bytes_raise_nothing_else() -> None:
                     continue
 
 
-def test_empty_session_in_the_form_of_exificient_is_not_spliced_but_refused() -> None:
+def test_fragment_with_an_empty_session_in_the_form_of_exificient_is_refused() -> None:
     """Its four bits are no whole number of bytes; such a message is to be encoded anew."""
     with pytest.raises(EXIError, match="cannot be replaced"):
         replace_header_fields(b"\x80\x98\x40" + bytes(50), session_id=b"12345678")

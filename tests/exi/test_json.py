@@ -110,7 +110,7 @@ _BODY = ("V2G_Message", "Body", "CertificateInstallationReq")
         ],
     ],
 )
-def test_wrong_member_is_refused_with_its_path(where: tuple[str, ...], value: Any, path: str) -> None:
+def test_json_with_a_wrong_member_is_refused_with_its_path(where: tuple[str, ...], value: Any, path: str) -> None:
     shown = copy.deepcopy(to_json(REQUEST))
     place = shown
     for name in where[:-1]:
@@ -121,7 +121,7 @@ def test_wrong_member_is_refused_with_its_path(where: tuple[str, ...], value: An
     assert caught.value.path == path
 
 
-def test_every_missing_mandatory_member_is_refused_and_every_unknown_one() -> None:
+def test_json_without_a_mandatory_member_or_with_an_unknown_one_is_refused() -> None:
     def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         found = []
         if isinstance(value, dict):
@@ -160,7 +160,7 @@ def test_every_missing_mandatory_member_is_refused_and_every_unknown_one() -> No
 
 
 @pytest.mark.parametrize("value", [None, [], {}, "x", {"Other": {}}, {"V2G_Message": {}, "Other": {}}, {1: 2}, 5])
-def test_other_values_are_refused(value: object) -> None:
+def test_json_with_other_values_is_refused(value: object) -> None:
     with pytest.raises(EXIError):
         from_json(value)
 
@@ -173,7 +173,7 @@ def test_body_with_two_messages_is_refused() -> None:
     assert caught.value.path == "V2G_Message/Body"
 
 
-def test_two_encrypted_keys_or_none_are_refused() -> None:
+def test_json_with_two_encrypted_keys_or_none_is_refused() -> None:
     shown = to_json(Maker(1).iso20_res())
     data = shown["CertificateInstallationRes"]["SignedInstallationData"]
     data.update(SECP521_EncryptedPrivateKey="AA==", X448_EncryptedPrivateKey="AA==")

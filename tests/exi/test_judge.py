@@ -42,7 +42,7 @@ def _plain(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_random_messages_are_written_and_read_as_exificient_does(judge: judging.Judge, kind: str) -> None:
+def test_judge_writes_and_reads_random_messages_as_the_codec_does(judge: judging.Judge, kind: str) -> None:
     namespace = NAMESPACES[kind.split("_")[0]]
     for number, message in enumerate(messages(kind, MESSAGES, seed=2024, judge=True)):
         ours = encode(message)
@@ -67,7 +67,7 @@ def test_decode_accepts_the_endless_form_of_a_full_list_of_exificient(
     assert decode(theirs) == decode(ours) == message
 
 
-def test_empty_values_written_by_exificient_are_read(judge: judging.Judge) -> None:
+def test_judge_writes_empty_values_that_the_codec_reads(judge: judging.Judge) -> None:
     chain = iso2.CertificateChain(None, b"", (b"", b"\1"))
     body = iso2.CertificateInstallationRes(
         "FAILED",

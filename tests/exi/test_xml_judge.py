@@ -41,7 +41,7 @@ def test_xml_of_random_messages_agrees_with_exificient(judge: judging.Judge, kin
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_mutated_documents_are_read_if_the_schema_allows_them(edition: str) -> None:
+def test_xml_judge_reads_mutated_documents_exactly_if_the_codec_reads_them(edition: str) -> None:
     """What differs is known: foreign content of signatures, limits of this codec, and what is not checked here."""
     xml_schema.skip_where_absent()
     from lxml import etree

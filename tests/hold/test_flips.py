@@ -3,5 +3,5 @@
 from tests.hold.short import held
 
 
-def test_flipped_bits_cause_no_crash_and_are_never_accepted() -> None:
+def test_flips_of_bits_cause_no_crash_and_are_never_accepted() -> None:
     held("flips")

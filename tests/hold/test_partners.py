@@ -5,5 +5,5 @@ from __future__ import annotations
 from tests.hold.short import held
 
 
-def test_latency_is_independent_of_the_number_of_partners() -> None:
+def test_partner_number_does_not_change_the_latency() -> None:
     held("partners")

@@ -22,7 +22,7 @@ from tests.x509.made import AT
 MANY_NAMES = x509.SubjectAlternativeName([x509.DNSName("a")] * 200)
 
 
-def test_long_names_are_compared_and_not_remembered() -> None:
+def test_bounds_keep_long_names_compared_and_not_remembered() -> None:
     canonical_names._KNOWN.clear()
     encoded = subject_name("Example").public_bytes()
     short = encoded[der.read_element(encoded, 0).start :]
@@ -33,7 +33,7 @@ def test_long_names_are_compared_and_not_remembered() -> None:
     assert short in canonical_names._KNOWN
 
 
-def test_long_extensions_and_certificates_are_read_and_not_remembered() -> None:
+def test_bounds_keep_long_extensions_and_certificates_read_and_not_remembered() -> None:
     pki = PKI.generate(AT)
     usual = pki.oem_sub1.issue("CA", SUB_CA2, now=AT).certificate
     long = pki.oem_sub1.issue("CA", replace(SUB_CA2, extra=((MANY_NAMES, False),)), now=AT).certificate
@@ -54,7 +54,7 @@ def test_name_of_any_length_is_remembered_by_its_beginning() -> None:
     assert names._folded_text.cache_info().currsize == 1
 
 
-def test_long_paths_are_read_and_not_remembered(pool: Pool) -> None:
+def test_bounds_keep_long_paths_read_and_not_remembered(pool: Pool) -> None:
     tracing._read_short_path.cache_clear()
     pool.emsp.get("/contractData/emaid/DEEXA000000001")
     before = tracing._read_short_path.cache_info().currsize

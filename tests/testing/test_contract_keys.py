@@ -225,7 +225,7 @@ def test_iso20_key_of_wrong_length_is_rejected(iso20: tuple[Curve, Party], lengt
         decrypted_iso20(curve, who, EncryptedKey((sent.dh_public_key * 4)[:length], sent.encrypted))
 
 
-def test_p521_scalar_with_padding_bits_set_is_rejected() -> None:
+def test_contract_key_of_p521_with_padding_bits_set_is_rejected() -> None:
     who = party("P-521")
     ephemeral = generate_private_key(SECP521R1())
     shared = ephemeral.exchange(ECDH(), ec_public(who.car.certificate))
@@ -247,7 +247,7 @@ def test_p521_scalar_with_padding_bits_set_is_rejected() -> None:
             )
 
 
-def test_x448_scalar_without_clamping_is_rejected() -> None:
+def test_contract_key_of_x448_without_clamping_is_rejected() -> None:
     who = party("Ed448")
     ephemeral = X448PrivateKey.generate()
     provisioning = agreement_public_key(who.car.certificate)
@@ -263,7 +263,7 @@ def test_x448_scalar_without_clamping_is_rejected() -> None:
 
 
 @pytest.mark.parametrize("point", [bytes(56), b"\1" + bytes(55)])
-def test_x448_key_of_small_order_is_rejected(point: bytes) -> None:
+def test_contract_key_of_x448_of_small_order_is_rejected(point: bytes) -> None:
     who = party("Ed448")
     with pytest.raises(KeyMaterialError, match="small order"):
         decrypted_iso20("X448", who, EncryptedKey(point, encrypted_iso20("X448", who).encrypted))
@@ -284,7 +284,7 @@ def test_iso20_keys_of_another_curve_are_rejected(iso2: Party, iso20: tuple[Curv
         decrypted_iso20(curve, Party(iso2.pki, who.contract, iso2.car), sent)
 
 
-def test_ed448_and_x448_keys_of_one_scalar_match() -> None:
+def test_contract_keys_of_ed448_and_x448_of_one_scalar_match() -> None:
     for _ in range(30):
         key = Ed448PrivateKey.generate()
         public = X448PrivateKey.from_private_bytes(secret_scalar(key)).public_key()
@@ -298,7 +298,7 @@ def test_montgomery_u_maps_the_base_point_of_rfc_8032_to_that_of_rfc_7748() -> N
 
 
 @pytest.mark.parametrize("y", [0, 1, 2**448 - 2**224 - 2])
-def test_ed448_key_of_small_order_is_rejected(y: int) -> None:
+def test_contract_key_of_ed448_of_small_order_is_rejected(y: int) -> None:
     with pytest.raises(KeyMaterialError, match="small order"):
         montgomery_u(Ed448PublicKey.from_public_bytes(y.to_bytes(57, "little")))
 

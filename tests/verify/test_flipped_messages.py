@@ -23,7 +23,7 @@ from tests.verify.messages import (
 from tests.world import AT
 
 
-def test_no_flipped_bit_of_a_response_passes_for_something_else(pki: PKI) -> None:
+def test_flipped_message_that_was_a_response_passes_for_nothing_else(pki: PKI) -> None:
     encoded = contract_message(pki)
     response = verify.read_response(encoded, namespace_of(pki))
     anchors, passed = pki.anchors(), 0
@@ -40,7 +40,7 @@ def test_no_flipped_bit_of_a_response_passes_for_something_else(pki: PKI) -> Non
     assert passed >= 1
 
 
-def test_no_flipped_bit_of_a_request_passes_for_something_else(pki: PKI) -> None:
+def test_flipped_message_that_was_a_request_passes_for_nothing_else(pki: PKI) -> None:
     car = Car.generate(pki, THE_PCID, AT)
     encoded = car.request(SESSION, AT)
     anchors, passed = pki.anchors(), 0

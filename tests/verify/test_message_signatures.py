@@ -155,7 +155,7 @@ def test_signed_info_under_the_combined_grammar_is_accepted_and_told() -> None:
     assert evidence.grammar == "combined"
 
 
-def test_combined_grammar_of_the_other_edition_is_not_accepted() -> None:
+def test_message_signature_under_a_combined_grammar_of_the_other_edition_is_refused() -> None:
     assert refusal(response(sign(all_four(), grammar="iso20"))) == (
         "The signature value does not match the certificate's key.",
     )
@@ -207,24 +207,24 @@ def test_message_without_signature_is_refused() -> None:
 
 
 @pytest.mark.parametrize("left_out", range(4))
-def test_every_mandatory_part_has_to_be_covered(left_out: int) -> None:
+def test_message_signature_has_to_cover_every_mandatory_part(left_out: int) -> None:
     references = all_four()
     del references[left_out]
     assert refusal(response(sign(references))) == (f"The signature does not cover {MANDATORY[left_out]}.",)
 
 
-def test_all_parts_that_are_not_covered_are_told_together() -> None:
+def test_message_signature_that_does_not_cover_all_parts_names_them_together() -> None:
     assert refusal(response(sign(all_four()[:1]))) == tuple(
         f"The signature does not cover {name}." for name in MANDATORY[1:]
     )
 
 
-def test_covering_one_part_twice_does_not_stand_for_another() -> None:
+def test_message_signature_that_covers_one_part_twice_lacks_another() -> None:
     references = all_four()
     assert refusal(response(sign([*references[:3], references[0]]))) == ("The signature does not cover eMAID.",)
 
 
-def test_every_digest_that_does_not_match_is_told() -> None:
+def test_message_signature_names_every_digest_that_does_not_match() -> None:
     signature = sign([reference(identifier, encoded + b"\0") for identifier, encoded in fragments().items()])
     assert refusal(response(signature)) == tuple(f"The digest of {name} does not match." for name in MANDATORY)
 
@@ -257,7 +257,7 @@ def test_reference_without_uri_is_refused() -> None:
     )
 
 
-def test_long_or_foreign_uri_is_told_short_and_printable() -> None:
+def test_message_signature_names_a_long_or_foreign_uri_short_and_printable() -> None:
     (sentence,) = refusal(response(sign([*all_four(), reference("#\n\u202e" + "ü" * 500, b"")])))
     assert len(sentence) < 700
     assert sentence.isascii()
@@ -307,7 +307,7 @@ def test_signature_method_that_iso2_does_not_know_is_refused(key: Key, method: s
 
 
 @pytest.mark.parametrize("canonical", ["http://www.w3.org/2001/10/xml-exc-c14n#", "", CANONICAL_EXI + "#WithComments"])
-def test_another_canonicalisation_is_refused_of_signed_info_and_of_a_part(canonical: str) -> None:
+def test_message_signature_with_another_canonicalisation_is_refused(canonical: str) -> None:
     sentence = f"The canonicalisation '{canonical}' is not canonical EXI."
     assert refusal(response(sign(all_four(), canonical=canonical))) == (sentence,)
     assert refusal(response(sign(all_four(transforms=(CANONICAL_EXI, canonical))))) == (sentence,)
@@ -328,7 +328,7 @@ def test_signature_value_of_another_length_is_refused(
 
 
 @pytest.mark.parametrize("length", [0, 64, 113, 114, 115, 228])
-def test_ed448_signature_value_of_another_length_is_refused(length: int) -> None:
+def test_signature_value_of_ed448_of_another_length_is_refused(length: int) -> None:
     signature = sign([data_reference(SHAKE256)], EDWARDS, method=ED448, value=bytes(length))
     assert refusal(response20(signature), EDWARDS, ("SignedInstallationData",)) == (
         "The signature value does not match the certificate's key.",

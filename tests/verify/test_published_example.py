@@ -77,7 +77,7 @@ def test_published_example_verifies_under_the_published_root(example: bytes, pub
     assert {verified.cps_chain.root.fingerprint, verified.contract_chain.root.fingerprint} == {root}
 
 
-def test_one_flipped_bit_in_the_published_example_is_found_and_told_for_what_it_is(
+def test_published_example_with_one_flipped_bit_is_named_for_what_it_is(
     example: bytes, published_anchors: TrustAnchors
 ) -> None:
     errors: dict[str, list[CCPError]] = {}

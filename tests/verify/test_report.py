@@ -12,7 +12,7 @@ def failing(error: Exception) -> object:
     raise error
 
 
-def test_results_are_handed_on_and_recorded() -> None:
+def test_report_results_are_handed_on_and_recorded() -> None:
     checks = CheckList(collect=True)
     assert checks.run("first", lambda: 7) == 7
     assert checks.run("second", lambda: None) is None
@@ -21,7 +21,7 @@ def test_results_are_handed_on_and_recorded() -> None:
     assert checks.passed
 
 
-def test_stage_with_one_failure_raises_that_very_error() -> None:
+def test_report_stage_with_one_failure_raises_that_very_error() -> None:
     checks, error = CheckList(), SignatureError("one", "two")
     assert checks.run("first", lambda: failing(error)) is None
     assert not checks.passed
@@ -40,7 +40,7 @@ def test_check_list_raises_the_first_type_with_all_sentences_of_a_stage() -> Non
     assert caught.value.__cause__ is first
 
 
-def test_check_that_needs_a_failed_one_is_left_out_and_not_passed() -> None:
+def test_report_leaves_a_check_out_that_needs_a_failed_one() -> None:
     checks = CheckList(collect=True)
     result = checks.run("first", lambda: failing(ChainError("no")))
     assert checks.run("second", lambda: pytest.fail("it was run"), needs=("there", result)) is None
@@ -49,7 +49,7 @@ def test_check_that_needs_a_failed_one_is_left_out_and_not_passed() -> None:
     assert not checks.passed
 
 
-def test_telling_goes_on_after_a_failure_and_keeps_evidence() -> None:
+def test_report_goes_on_after_a_failure_and_keeps_evidence() -> None:
     checks = CheckList(collect=True)
     checks.run("first", lambda: failing(ChainError("one", "two")))
     checks.end_stage()
@@ -68,7 +68,7 @@ def test_evidence_is_not_gathered_where_nobody_is_told() -> None:
     assert checks.passed
 
 
-def test_mistake_of_ours_is_not_taken_for_a_failed_check() -> None:
+def test_report_does_not_take_a_mistake_of_ours_for_a_failed_check() -> None:
     checks = CheckList(collect=True)
     for error in (ValueError("odd"), AssertionError(), KeyError("x")):
         with pytest.raises(type(error)):
@@ -76,7 +76,7 @@ def test_mistake_of_ours_is_not_taken_for_a_failed_check() -> None:
     assert checks.results == []
 
 
-def test_any_deliberate_error_is_a_failed_check() -> None:
+def test_report_takes_any_deliberate_error_for_a_failed_check() -> None:
     checks = CheckList(collect=True)
     checks.run("first", lambda: failing(CCPError("deliberate")))
     assert checks.results[0].reason == "deliberate"

@@ -57,7 +57,7 @@ def car_of(pki: PKI, provisioning: Credential) -> bytes:
 
 
 @pytest.mark.parametrize("with_anchors", [True, False])
-def test_expired_provisioning_certificate_is_refused_with_a_chain_or_without(pki: PKI, with_anchors: bool) -> None:
+def test_provisioning_certificate_that_expired_is_refused_with_a_chain_or_without(pki: PKI, with_anchors: bool) -> None:
     car = car_of(pki, pki.vehicle(THE_PCID, now=AT, valid=(AT - 2 * DAY, AT - DAY)))
     kind, sentences = refusal(lambda: verify_request(car, pki, anchors=pki.anchors() if with_anchors else None))
     assert kind is ExpiredError
@@ -134,7 +134,7 @@ def test_contract_certificate_cannot_ask_for_a_vehicle(pkis: dict[str, PKI]) -> 
     assert refusal(lambda: verify_request(encoded, pki))[0] is ChainError
 
 
-def test_revoked_vehicle_is_refused(pki: PKI) -> None:
+def test_vehicle_that_is_revoked_is_refused(pki: PKI) -> None:
     encoded = Car.generate(pki, THE_PCID, AT).request(SESSION, AT)
     error = RevokedError("The certificate is revoked.")
     assert refusal(lambda: verify_request(encoded, pki, revocation=Revoked(THE_PCID, error))) == (
@@ -190,7 +190,7 @@ def test_root_is_recognised_however_its_name_is_written(name: str) -> None:
         ("", 5),
     ],
 )
-def test_another_name_or_serial_number_is_another_root(name: str, serial: int) -> None:
+def test_root_id_with_another_name_or_serial_number_is_another_root(name: str, serial: int) -> None:
     assert not lists(name, serial)
 
 
@@ -198,7 +198,7 @@ def test_root_without_name_is_recognised_by_its_serial_number() -> None:
     assert lists("CN=Anything", dn="")
 
 
-def test_empty_list_lists_nothing() -> None:
+def test_root_ids_that_are_empty_list_nothing() -> None:
     parsed: Any = None
     request = InstallationRequest(parsed, Namespace.ISO2, SESSION, b"", (), (), (), 1)
     contract: Any = type("Contract", (), {"root_serial": SERIAL, "root_dn": ROOT_DN})()

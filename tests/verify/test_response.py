@@ -89,7 +89,7 @@ def test_contract_chain_may_end_in_a_v2g_root(pkis: dict[str, PKI]) -> None:
     assert verify_response(contract_message(pki), pki, anchors=anchors).contract_chain.root == pki.emsp_root.certificate
 
 
-def test_p256_is_accepted_in_iso20_and_p521_refused_in_iso2(pkis: dict[str, PKI]) -> None:
+def test_response_with_p256_is_accepted_in_iso20_and_with_p521_refused_in_iso2(pkis: dict[str, PKI]) -> None:
     """Some ISO 15118-20 senders still use ISO 15118-2 keys. ISO 15118-2 receivers cannot read ISO 15118-20 keys."""
     pki, strong = pkis["iso2"], pkis["iso20"]
     contract = pki.contract(THE_EMAID, now=AT)
@@ -179,7 +179,7 @@ def test_ids_agree_however_they_are_written(pkis: dict[str, PKI], written: str) 
     assert verified.emaid == canonical
 
 
-def test_several_failures_of_one_stage_are_told_together_and_later_stages_are_not(pkis: dict[str, PKI]) -> None:
+def test_response_failures_of_one_stage_are_told_together_and_later_stages_are_not(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     body = body_of(with_contract(pki, "no emaid"))
     chain = iso2.CertificateChain(None, b"no certificate")
@@ -194,7 +194,7 @@ def test_several_failures_of_one_stage_are_told_together_and_later_stages_are_no
     )
 
 
-def test_expired_contract_is_told_in_the_words_of_the_api(pki: PKI) -> None:
+def test_response_with_an_expired_contract_is_refused_in_the_words_of_the_api(pki: PKI) -> None:
     encoded = contract_message(pki, valid=(AT - 2 * DAY, AT - DAY))
     assert refusal(lambda: verify_response(encoded, pki)) == (
         ExpiredError, ("The validUntil date of contract certificate is in the past.",),
@@ -255,7 +255,7 @@ def test_root_fingerprint_of_the_publisher_must_match_the_cps_chain(pki: PKI) ->
 
 @pytest.mark.parametrize("leaf", ["CPS SIM", THE_EMAID])
 @pytest.mark.parametrize("error", [RevokedError("The certificate is revoked."), Unavailable("No evidence.")])
-def test_revoked_and_unknown_chains_are_refused(pki: PKI, leaf: str, error: CCPError) -> None:
+def test_response_with_a_revoked_or_unknown_chain_is_refused(pki: PKI, leaf: str, error: CCPError) -> None:
     encoded = contract_message(pki)
     assert refusal(lambda: verify_response(encoded, pki, revocation=Revoked(leaf, error))) == (
         type(error), error.messages,
@@ -410,7 +410,7 @@ def test_check_list_report_with_a_failure_never_gives_a_verified_message(pkis: d
     assert not checks.passed
 
 
-def test_nobody_else_can_make_a_verified_message(pkis: dict[str, PKI]) -> None:
+def test_response_that_is_verified_is_made_by_its_check_alone(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     response = verify_response(contract_message(pki), pki)
     request = verify_request(Car.generate(pki, THE_PCID, AT).request(SESSION, AT), pki)

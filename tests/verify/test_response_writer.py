@@ -37,7 +37,7 @@ def stored(pki: PKI, car: Car, emaid: EMAID = THE_EMAID) -> SignedContract:
 
 
 @pytest.mark.parametrize("session", [b"", b"\1", SESSION, b"\xff" * 8])
-def test_answer_is_for_the_session_and_the_vehicle_can_install_it(pki: PKI, session: bytes) -> None:
+def test_response_writer_answers_the_session_and_the_vehicle_can_install_it(pki: PKI, session: bytes) -> None:
     car = Car.generate(pki, THE_PCID, AT)
     contract = stored(pki, car)
     answer = verify.with_session(contract, session, AT)
@@ -151,7 +151,7 @@ def test_refusal_tells_the_vehicle_its_reason_in_the_codes_of_its_edition(
         'Certificate "…" has expired. ' * 9,
     ],
 )
-def test_fault_message_has_at_most_64_characters_whatever_the_reason(text: str) -> None:
+def test_response_writer_limits_a_fault_message_to_64_characters_for_any_reason(text: str) -> None:
     message = exi.decode(verify.negative_response(Namespace.ISO2, SESSION, ChainError(text), AT))
     assert isinstance(message, iso2.V2G_Message)
     assert message.Header.Notification is not None

@@ -374,7 +374,7 @@ def test_bad_chain_is_refused_with_its_reason(cause: str) -> None:
     assert isinstance(caught.value, ExpiredError) == ("expired" in cause)
 
 
-def test_sha512_with_a_p256_key_is_refused_even_where_both_are_allowed() -> None:
+def test_chain_with_sha512_and_a_p256_key_is_refused_even_where_both_are_allowed() -> None:
     with pytest.raises(ChainError, match="does not fit the key of its issuer"):
         signed_with_sha512_by_p256().verify(profile=Profile.ISO20)
 
@@ -395,7 +395,7 @@ def test_root_that_is_trusted_for_something_else_is_an_unknown_root(usage: Usage
         made.verify(made.anchors(role=role))
 
 
-def test_known_sub_ca_is_not_trusted_by_itself() -> None:
+def test_sub_ca_that_is_known_is_not_trusted_by_itself() -> None:
     made = chain()
     made.offered = []
     anchors = TrustAnchors.build(
@@ -443,7 +443,7 @@ def test_time_without_a_zone_is_a_mistake_of_the_caller() -> None:
         chain().verify(now=AT.replace(tzinfo=None))
 
 
-def test_moment_after_the_last_second_is_too_late() -> None:
+def test_chain_is_too_late_a_moment_after_its_last_second() -> None:
     made = chain(valid={"leaf": (AT - DAY, AT)})
     made.verify(now=AT)
     made.verify(now=AT + timedelta(microseconds=999_999))

@@ -77,7 +77,7 @@ def every_bit() -> Iterator[tuple[Encoded, int, int]]:
                 yield one, which, bit
 
 
-def test_no_flipped_bit_makes_the_walk_accept_what_openssl_refuses() -> None:
+def test_bit_flip_never_makes_the_walk_accept_what_openssl_refuses() -> None:
     for one in CHAINS:
         assert one.walk_accepts()
         assert one.openssl_accepts()

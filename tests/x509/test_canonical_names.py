@@ -74,7 +74,7 @@ def test_names_are_the_same_exactly_where_they_are_for_openssl() -> None:
     assert 50 < len(readable) < 300
 
 
-def test_invalid_name_is_never_read_as_one() -> None:
+def test_canonical_name_is_never_read_from_an_invalid_one() -> None:
     name = subject_name("Sub2").public_bytes()[2:]
     for end in range(1, len(name)):
         with contextlib.suppress(DERError):
@@ -84,13 +84,13 @@ def test_invalid_name_is_never_read_as_one() -> None:
             canonical_name(raw)
 
 
-def test_memory_of_canonical_names_is_bounded() -> None:
+def test_canonical_names_are_remembered_in_bounded_number() -> None:
     for number in range(canonical_names._MAX_KNOWN + 10):
         canonical_name(subject_name(str(number)).public_bytes()[2:])
     assert len(canonical_names._KNOWN) <= canonical_names._MAX_KNOWN
 
 
-def test_folding_keeps_letters_that_are_not_ascii() -> None:
+def test_canonical_name_keeps_letters_that_are_not_ascii() -> None:
     assert fold("  Sub\t2  CA\n") == "sub 2 ca"
     assert fold("SÜB") == "sÜb"
 
@@ -121,7 +121,7 @@ def test_issuer_in_another_string_type_and_letter_case_is_the_same(which: str) -
     assert known.verify(whole.leaf, [], usage=whole.usage, now=AT, profile=Profile.ISO2).leaf == whole.leaf
 
 
-def test_trusted_root_is_found_by_value() -> None:
+def test_root_that_is_trusted_is_found_by_value() -> None:
     whole = chain(Usage.CPS)
     issuer = respelled(whole.root.certificate.subject_name)
     whole.offered[1] = forge(whole.offered[1], whole.root.key, lambda tbs: setattr(tbs, "issuer", tlv(0x30, issuer)))
@@ -140,7 +140,7 @@ def test_root_whose_issuer_is_written_otherwise_is_a_root() -> None:
     assert is_self_issued(renamed)
 
 
-def test_another_name_is_another_name() -> None:
+def test_canonical_name_of_another_name_is_another_name() -> None:
     whole = chain(Usage.CPS)
     issued_by(whole, "leaf", subject_name("Sub 2").public_bytes()[2:])
     with pytest.raises(ChainError, match='The issuer of certificate "DEABCC00000001" is neither trusted, known nor'):
@@ -244,7 +244,7 @@ def test_root_that_names_another_certificate_as_its_issuer_is_no_root() -> None:
 # --- What the sentence says ---
 
 
-def test_critical_that_is_false_explicitly_is_named() -> None:
+def test_extension_with_an_explicit_critical_false_is_named() -> None:
     leaf = chain(Usage.CPS).leaf
     plain = bytes.fromhex("0603551d0e04")
     explicit = bytes.fromhex("0603551d0e01010004")
@@ -257,7 +257,7 @@ def test_critical_that_is_false_explicitly_is_named() -> None:
         Certificate.load_pem(pem)
 
 
-def test_other_causes_are_named() -> None:
+def test_chain_error_names_other_causes() -> None:
     leaf = chain(Usage.CPS).leaf
     with pytest.raises(ChainError, match=r"not an X\.509 certificate: 2 bytes follow its end"):
         Certificate.load(leaf.der + b"\0\0")

@@ -62,7 +62,7 @@ def common_name_by_cryptography(certificate: Certificate) -> str:
     return str(values[0].value) if len(values) == 1 else ""
 
 
-def test_published_certificates_are_read_with_all_their_parts() -> None:
+def test_certificates_that_are_published_are_read_with_all_their_parts() -> None:
     cps, sub2, _ = response_chains()["cps"]
     assert cps.subject_cn == "CPS 2024.4 QA"
     assert cps.subject_dn == "CN=CPS 2024.4 QA, DC=CPS, O=Hubject GmbH, C=EU"
@@ -73,7 +73,7 @@ def test_published_certificates_are_read_with_all_their_parts() -> None:
     assert request_leaf().subject_dn == "CN=hubjectopenpnc0001, O=hubject.com, OU=PnC, C=DE"
 
 
-def test_published_leaves_that_are_not_der_are_read_and_cryptography_alone_does_not() -> None:
+def test_certificates_that_are_not_der_are_read_and_cryptography_alone_does_not() -> None:
     for leaf in (response_chains()["cps"][0], response_chains()["contract"][0]):
         with pytest.raises(ValueError):
             _ = leaf.x509.extensions
@@ -83,7 +83,7 @@ def test_published_leaves_that_are_not_der_are_read_and_cryptography_alone_does_
         assert leaf.extension(x509.KeyUsage) is not None
 
 
-def test_tolerance_changes_nothing_but_the_five_bytes(issuer: Credential) -> None:
+def test_basic_constraints_tolerance_changes_nothing_but_the_five_bytes(issuer: Credential) -> None:
     plain = issuer.issue("A", CONTRACT, now=AT).certificate
     defect = forge(
         plain, issuer.key, lambda tbs: added(tbs, ExtensionOID.BASIC_CONSTRAINTS, EXPLICIT_FALSE.value, critical=True)
@@ -96,7 +96,7 @@ def test_tolerance_changes_nothing_but_the_five_bytes(issuer: Credential) -> Non
 @pytest.mark.parametrize(
     "encoded", ["3003010101", "300301017f", "3006010100020100", "30040101000000", "300401010005", "30030101", "0101ff"]
 )
-def test_any_other_defect_of_basic_constraints_is_refused(issuer: Credential, encoded: str) -> None:
+def test_basic_constraints_with_any_other_defect_are_refused(issuer: Credential, encoded: str) -> None:
     bad = forge(
         issuer.issue("A", CONTRACT, now=AT).certificate,
         issuer.key,
@@ -106,7 +106,7 @@ def test_any_other_defect_of_basic_constraints_is_refused(issuer: Credential, en
         _ = bad.extensions
 
 
-def test_tolerance_does_not_cover_a_second_defect(issuer: Credential) -> None:
+def test_basic_constraints_tolerance_does_not_cover_a_second_defect(issuer: Credential) -> None:
     def edit(tbs: Any) -> None:
         added(tbs, ExtensionOID.BASIC_CONSTRAINTS, EXPLICIT_FALSE.value)
         replaced(tbs, ExtensionOID.KEY_USAGE, b"\x03\x01")
@@ -115,7 +115,7 @@ def test_tolerance_does_not_cover_a_second_defect(issuer: Credential) -> None:
         _ = forge(issuer.issue("A", CONTRACT, now=AT).certificate, issuer.key, edit).extensions
 
 
-def test_twice_the_tolerated_defect_is_refused(issuer: Credential) -> None:
+def test_basic_constraints_with_twice_the_tolerated_defect_are_refused(issuer: Credential) -> None:
     def edit(tbs: Any) -> None:
         for _ in range(2):
             added(tbs, ExtensionOID.BASIC_CONSTRAINTS, EXPLICIT_FALSE.value)
@@ -124,7 +124,7 @@ def test_twice_the_tolerated_defect_is_refused(issuer: Credential) -> None:
         _ = forge(issuer.issue("A", CONTRACT, now=AT).certificate, issuer.key, edit).extensions
 
 
-def test_absent_extensions_are_none(issuer: Credential) -> None:
+def test_extensions_that_are_absent_are_none(issuer: Credential) -> None:
     bare = forge(
         issuer.certificate,
         issuer.key,
@@ -203,14 +203,14 @@ WEIRD_NAMES: dict[str, list[tuple[x509.ObjectIdentifier, str, _ASN1Type | None]]
 
 
 @pytest.mark.parametrize("kind", WEIRD_NAMES)
-def test_weird_common_name_is_read_as_cryptography_reads_it(issuer: Credential, kind: str) -> None:
+def test_common_name_that_is_weird_is_read_as_cryptography_reads_it(issuer: Credential, kind: str) -> None:
     attributes = [x509.NameAttribute(oid, value, asn1) for oid, value, asn1 in WEIRD_NAMES[kind]]
     certificate = certificate_for(issuer, x509.Name(attributes))
     assert certificate.subject_cn == common_name_by_cryptography(certificate)
     assert bool(certificate.subject_cn) == (sum(one.oid == NameOID.COMMON_NAME for one in attributes) == 1)
 
 
-def test_empty_or_multi_valued_name_is_read_as_cryptography_reads_it(issuer: Credential) -> None:
+def test_common_name_that_is_empty_or_multi_valued_is_read_as_cryptography_reads_it(issuer: Credential) -> None:
     both = x509.RelativeDistinguishedName(
         [x509.NameAttribute(NameOID.COMMON_NAME, "a"), x509.NameAttribute(NameOID.ORGANIZATION_NAME, "b")]
     )
@@ -263,7 +263,9 @@ def test_common_name_in_a_wrong_character_set_does_no_harm(
         max_size=5,
     )
 )
-def test_any_name_is_read_as_cryptography_reads_it(parts: list[tuple[x509.ObjectIdentifier, str]]) -> None:
+def test_common_name_of_any_kind_is_read_as_cryptography_reads_it(
+    parts: list[tuple[x509.ObjectIdentifier, str]],
+) -> None:
     name = x509.Name([x509.NameAttribute(oid, value, _ASN1Type.UTF8String) for oid, value in parts])
     certificate = certificate_for(_ISSUER, name)
     assert certificate.subject_cn == common_name_by_cryptography(certificate)
@@ -424,7 +426,7 @@ def test_name_that_cryptography_prints_is_recognised() -> None:
             assert names_match(text, name)
 
 
-def test_our_own_text_of_a_name_is_recognised(issuer: Credential) -> None:
+def test_subject_dn_as_we_print_it_is_recognised(issuer: Credential) -> None:
     name = x509.Name(
         [
             x509.NameAttribute(NameOID.COMMON_NAME, 'a, b + "c" <d>; \\e'),
@@ -437,11 +439,11 @@ def test_our_own_text_of_a_name_is_recognised(issuer: Credential) -> None:
     assert names_match(certificate.subject_dn, name)
 
 
-def test_unescaped_comma_stays_in_its_value() -> None:
+def test_subject_dn_with_an_unescaped_comma_keeps_it_in_its_value() -> None:
     assert parse_dn("O=Example, Inc., CN=x") == {("O", "Example, Inc."), ("CN", "x")}
 
 
-def test_unknown_types_do_not_spoil_the_rest() -> None:
+def test_subject_dn_types_that_are_unknown_do_not_spoil_the_rest() -> None:
     assert parse_dn("CN=x,UID=7,1.2.3.4=#0403,C=DE") == {("CN", "x"), ("C", "DE")}
 
 
@@ -458,23 +460,23 @@ def test_unknown_types_do_not_spoil_the_rest() -> None:
         ",,,",
     ],
 )
-def test_another_name_does_not_match(text: str) -> None:
+def test_subject_dn_of_another_name_does_not_match(text: str) -> None:
     assert not names_match(text, ROOT_NAME)
 
 
-def test_less_than_the_whole_name_matches_if_the_common_name_is_in_it() -> None:
+def test_subject_dn_in_part_matches_if_the_common_name_is_in_it() -> None:
     assert names_match("CN=V2G Root CA X G1", ROOT_NAME)
     assert names_match("O=EXAMPLE gmbh, cn=v2g root ca x g1", ROOT_NAME)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=200) | st.text('CNDCO=,;/+\\"<>()# 0aF.', max_size=200))
-def test_no_text_makes_the_reader_of_names_fail(text: str) -> None:
+def test_subject_dn_of_any_text_does_not_make_the_reader_fail(text: str) -> None:
     assert isinstance(parse_dn(text), frozenset)
     names_match(text, ROOT_NAME)
 
 
-def test_very_long_name_is_read_in_reasonable_time() -> None:
+def test_subject_dn_that_is_very_long_is_read_in_reasonable_time() -> None:
     for text in ("CN=" + "a" * 10**6, "," * 10**6, "CN=x," * 10**5, " " * 10**6, "\\" * 10**6, "a" * 10**6 + "="):
         parse_dn(text)
 

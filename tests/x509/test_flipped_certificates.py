@@ -103,7 +103,7 @@ PKIS: dict[str, Callable[[], PKI]] = {
 
 
 @pytest.mark.parametrize("name", PKIS)
-def test_flipped_bit_of_a_chain_is_a_certificate_or_an_error_of_ours(name: str) -> None:
+def test_flipped_certificate_of_a_chain_is_a_certificate_or_an_error_of_ours(name: str) -> None:
     pki = PKIS[name]()
     leaf = pki.vehicle("WEX0TEST000000001", now=AT)
     chain = (leaf.certificate, *leaf.sub_cas, pki.oem_root.certificate, pki.cps.certificate)
@@ -149,7 +149,7 @@ def test_anchor_whose_name_cannot_be_read_matches_no_root_of_a_vehicle(tag: int)
     assert trusted_certificate(forged, AnchorRole.V2G, "test", AT).is_root == is_self_issued(forged)
 
 
-def test_feature_that_no_list_has_is_an_unreadable_extension() -> None:
+def test_extension_with_a_feature_that_no_list_has_is_unreadable() -> None:
     """For an unknown TLS feature `cryptography` raises KeyError."""
     pki = PKI.generate(AT)
     leaf = pki.emsp_sub2.issue("DEABCC00000001", replace(CONTRACT, extra=rich_extensions(full=True)), now=AT)
@@ -161,7 +161,7 @@ def test_feature_that_no_list_has_is_an_unreadable_extension() -> None:
         forged.status_urls  # noqa: B018
 
 
-def test_flipped_answer_of_a_provisioning_certificate_pool_is_an_error_of_ours() -> None:
+def test_flipped_certificate_of_a_provisioning_pool_is_an_error_of_ours() -> None:
     pki = rich_pki(AT, "P-521", full=True)
     pcid = PCID.parse("WEX0TEST000000001")
     whole = pki.vehicle(pcid, now=AT).certificate.der
@@ -174,7 +174,7 @@ def test_flipped_answer_of_a_provisioning_certificate_pool_is_an_error_of_ours()
                 _parse_chain({"provisioningCertificateChain": sent}, pcid)
 
 
-def test_flipped_list_of_a_root_pool_is_an_error_of_ours_or_a_certificate() -> None:
+def test_flipped_certificate_of_a_root_pool_is_an_error_of_ours_or_a_certificate() -> None:
     root = rich_pki(AT, "P-521", full=True).v2g_root.certificate.der
     step = 17 if COUNT else 1
     entries = [
@@ -186,7 +186,7 @@ def test_flipped_list_of_a_root_pool_is_an_error_of_ours_or_a_certificate() -> N
     assert len(unusable) > 0
 
 
-def test_flipped_client_certificate_is_refused_or_bound() -> None:
+def test_flipped_certificate_of_a_client_is_refused_or_bound() -> None:
     whole = rich_pki(AT, "P-521", full=True).vehicle("WEX0TEST000000001", now=AT).certificate.der
     certificates = ClientCertificates()
     for bit in range(0, 8 * len(whole), 5 if COUNT else 1):

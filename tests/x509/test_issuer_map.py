@@ -24,7 +24,7 @@ def issued() -> tuple[Certificate, Certificate, Certificate]:
     return whole.leaf, issuer, respell
 
 
-def test_resolved_fingerprint_counts_for_every_certificate_of_its_issuer(
+def test_issuer_map_counts_a_fingerprint_for_every_certificate_of_its_issuer(
     issued: tuple[Certificate, Certificate, Certificate],
 ) -> None:
     leaf, issuer, respell = issued
@@ -71,7 +71,7 @@ def test_fingerprint_may_be_written_as_openssl_does(digits: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["ab" * 20, "ab" * 33, "AB:" * 19 + "AB", "", "  "])
-def test_digits_that_are_no_sha256_stop_the_start(text: str) -> None:
+def test_issuer_map_with_digits_that_are_no_sha256_stops_the_start(text: str) -> None:
     """As a common name they would match no CA, and its certificates would pass."""
     with pytest.raises(ValueError, match="SHA-256"):
         parse_issuer(text)

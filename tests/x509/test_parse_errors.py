@@ -31,7 +31,7 @@ Panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_every_parse_error_becomes_the_named_error_and_its_cause(error: BaseException) -> None:
+def test_parse_errors_become_the_named_error_and_its_cause(error: BaseException) -> None:
     with (
         pytest.raises(ChainError, match=r"^It cannot be read\.$") as raised,
         parse_errors_as(lambda: ChainError("It cannot be read.")),
@@ -46,7 +46,7 @@ def test_every_parse_error_becomes_the_named_error_and_its_cause(error: BaseExce
     [RevokedError("x"), MemoryError(), KeyboardInterrupt(), SystemExit(), asyncio.CancelledError(), GeneratorExit()],
     ids=lambda error: type(error).__name__,
 )
-def test_other_errors_pass_through_parse_errors(error: BaseException) -> None:
+def test_parse_errors_let_other_errors_pass(error: BaseException) -> None:
     with pytest.raises(type(error)) as raised, parse_errors_as(lambda: ChainError("It cannot be read.")):
         raise error
     assert raised.value is error

@@ -70,7 +70,7 @@ def test_verify_refuses_every_changed_bit_of_a_published_leaf(name: str) -> None
 
 @pytest.mark.parametrize("algorithm", ["P-256", "P-521", "Ed448"])
 @pytest.mark.parametrize("usage", list(Usage))
-def test_good_chain_of_every_kind_is_found(usage: Usage, algorithm: Algorithm) -> None:
+def test_chain_of_every_kind_is_found(usage: Usage, algorithm: Algorithm) -> None:
     template = LEAVES[usage]
     if algorithm == "Ed448":
         template = replace(template, key_usage=frozenset({"digital_signature"}))
@@ -79,7 +79,7 @@ def test_good_chain_of_every_kind_is_found(usage: Usage, algorithm: Algorithm) -
     assert found.certificates == (made.leaf, *made.offered, made.root.certificate)
 
 
-def test_p256_leaf_may_stand_under_p521_issuers_in_iso20() -> None:
+def test_leaf_of_p256_may_stand_under_p521_issuers_in_iso20() -> None:
     chain(algorithm="P-521", leaf_algorithm="P-256").verify(profile=Profile.ISO20)
 
 
@@ -102,7 +102,7 @@ def test_root_may_be_trusted_for_several_roles() -> None:
     assert anchors.by_fingerprint("0" * 64) is None
 
 
-def test_intermediates_may_come_in_any_order_with_the_root_and_with_strangers() -> None:
+def test_path_validation_takes_intermediates_in_any_order_with_root_and_strangers() -> None:
     made = chain()
     stranger = chain().sub2.certificate
     for offered in permutations([made.sub1.certificate, made.sub2.certificate, made.root.certificate, stranger]):
@@ -175,7 +175,7 @@ def _cross_signed(sub: Credential, by: Credential) -> Certificate:
     )
 
 
-def test_cross_signed_sub_ca_is_followed_to_the_root_that_is_trusted() -> None:
+def test_sub_ca_that_is_cross_signed_is_followed_to_the_root_that_is_trusted() -> None:
     made = chain()
     other = build_root("Root of others", now=AT)
     crossed = _cross_signed(made.sub1, other)
@@ -202,7 +202,7 @@ def test_root_that_is_found_does_not_depend_on_what_was_asked_before() -> None:
             made.verify(anchors)
 
 
-def test_self_issued_certificate_does_not_count_for_the_path_length() -> None:
+def test_path_length_does_not_count_a_self_issued_certificate() -> None:
     """A sub-CA has rolled its key over: same name, old key vouches for the new one."""
     root = build_root("Root", now=AT)
     old = root.issue("Sub", SUB_CA2, now=AT)
@@ -213,7 +213,7 @@ def test_self_issued_certificate_does_not_count_for_the_path_length() -> None:
     assert found.certificates == (leaf, new.certificate, old.certificate, root.certificate)
 
 
-def test_expired_twin_of_a_sub_ca_is_passed_over() -> None:
+def test_sub_ca_twin_that_expired_is_passed_over() -> None:
     made = chain()
     renewed = made.offered[1]
     expired = build_certificate(
@@ -232,7 +232,7 @@ def test_expired_twin_of_a_sub_ca_is_passed_over() -> None:
         made.verify()
 
 
-def test_many_namesakes_end_the_search_and_do_not_explode_it() -> None:
+def test_path_validation_ends_at_many_namesakes_and_does_not_explode() -> None:
     """Every key of this family claims to be every other's issuer; only the number of attempts ends that."""
     name = subject_name("Same")
     family = [build_root("Same", now=AT) for _ in range(40)]

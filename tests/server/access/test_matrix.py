@@ -387,7 +387,7 @@ def test_role_that_the_operation_is_for_gets_what_is_its_own(
         place.mine = (car, place.pool.publish(car, contract.emaid))
 
 
-def test_tables_leave_nothing_out() -> None:
+def test_matrix_tables_leave_nothing_out() -> None:
     assert set(OUTCOMES) == set(MAY) == set(OPERATIONS)
     assert all(set(outcomes) == set(IDS) for outcomes in OUTCOMES.values())
     assert set(ROLES) == set(PartyRole)

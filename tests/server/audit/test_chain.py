@@ -60,7 +60,7 @@ def test_hashes_are_what_the_description_says_written_anew_here(url: str) -> Non
     assert sql(url, "select number, hash from audit_head where lane = ?", LANE) == [(5, before)]
 
 
-def test_neighbouring_members_cannot_be_shifted_into_one_another() -> None:
+def test_chain_members_side_by_side_cannot_be_shifted_into_one_another() -> None:
     row = AuditRow(0, 1, 2, "ab", "c", "ok", None, None, None, "d", "")
     others = [
         replace(row, actor="a", action="bc"),
@@ -74,7 +74,7 @@ def test_neighbouring_members_cannot_be_shifted_into_one_another() -> None:
     assert len(hashes) == len(others) + 1
 
 
-def test_same_entry_has_another_commitment_each_time(url: str) -> None:
+def test_chain_entry_has_another_commitment_each_time(url: str) -> None:
     write(url, queries.record(entry(vehicle_of(LANE)), entry(vehicle_of(LANE))))
     assert column(url, "subject", 6) == column(url, "subject", 7)
     assert column(url, "commitment", 6) != column(url, "commitment", 7)
@@ -111,7 +111,7 @@ def test_text_of_any_kind_is_recorded_and_verifies(tmp_path: Path) -> None:
 # --- Tampering -------------------------------------------------------------------------------------------------------
 
 
-def test_untouched_trail_is_whole_and_so_is_an_empty_one(url: str, tmp_path: Path) -> None:
+def test_trail_that_is_untouched_is_whole_and_so_is_an_empty_one(url: str, tmp_path: Path) -> None:
     assert (verify(url).rows, verify(url).broken) == (10, ())
     (tmp_path / "empty").mkdir()
     assert (verify(new_database(tmp_path / "empty")).rows, verify(url).broken) == (0, ())
@@ -134,7 +134,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("number", [1, 3, 5])
 @pytest.mark.parametrize("name", list(CHANGES))
-def test_changed_column_is_noticed_in_whatever_row(url: str, name: str, number: int) -> None:
+def test_row_with_a_changed_column_is_noticed(url: str, name: str, number: int) -> None:
     before = column(url, name, number)
     sql(url, f"update audit set {name} = {CHANGES[name]} where lane = ? and number = ?", LANE, number)
     assert name in ("lane", "number") or column(url, name, number) != before
@@ -144,7 +144,7 @@ def test_changed_column_is_noticed_in_whatever_row(url: str, name: str, number: 
     assert lanes[LANE] == number or (name, lanes[LANE]) in (("lane", number + 1), ("number", number + 1)), lanes
 
 
-def test_every_column_of_the_table_is_among_those_that_are_changed_here(url: str) -> None:
+def test_row_columns_are_all_among_those_that_are_changed_here(url: str) -> None:
     assert set(CHANGES) == {row[1] for row in sql(url, "pragma table_info(audit)")}
 
 
@@ -161,7 +161,7 @@ def test_verifier_finds_a_removed_row(url: str, removed: int, first: int) -> Non
     assert broken(url) == [(LANE, first)]
 
 
-def test_removed_row_whose_gap_was_closed_is_noticed(url: str) -> None:
+def test_row_that_was_removed_is_noticed_although_its_gap_was_closed(url: str) -> None:
     sql(url, "delete from audit where lane = ? and number = 3", LANE)
     sql(url, "update audit set number = number - 1 where lane = ? and number > 3", LANE)
     sql(url, "update audit_head set number = 4 where lane = ?", LANE)
@@ -203,7 +203,7 @@ def test_row_before_the_first_one_is_noticed(url: str, place: int) -> None:
     "change", ["number = 4", "number = 6", "number = 0", "hash = 'x'", "number = 4, hash = (select hash from audit "
     "where audit.lane = audit_head.lane and number = 4)"],
 )  # fmt: skip
-def test_changed_head_is_noticed(url: str, change: str) -> None:
+def test_chain_head_that_was_changed_is_noticed(url: str, change: str) -> None:
     sql(url, f"update audit_head set {change} where lane = ?", LANE)
     assert [lane for lane, _ in broken(url)] == [LANE]
 
@@ -215,7 +215,7 @@ def test_lane_that_was_removed_is_noticed(url: str, tables: tuple[str, ...]) -> 
     assert [lane for lane, _ in broken(url)] == [LANE]
 
 
-def test_end_of_a_lane_that_is_still_empty_is_missed_too(url: str) -> None:
+def test_lane_that_is_still_empty_is_missed_too(url: str) -> None:
     sql(url, "delete from audit_head where lane = 11")
     assert broken(url) == [(11, 1)]
 
@@ -295,7 +295,7 @@ def erase(url: str, emaid: str, listed: bool = True) -> list[AuditRow]:
     return rows
 
 
-def test_erased_subject_is_good_where_an_erasure_lists_its_row(url: str) -> None:
+def test_subject_that_was_erased_is_in_order_where_an_erasure_lists_its_row(url: str) -> None:
     rows = erase(url, CONTRACT)
     assert len(rows) == 10
     verdict = verify(url)
@@ -318,7 +318,7 @@ def test_erasure_that_was_tampered_with_covers_nothing(url: str) -> None:
     assert {found for found, _ in broken(url)} == {lane, LANE, OTHER}
 
 
-def test_another_subject_cannot_be_put_in_the_place_of_an_erased_one(url: str) -> None:
+def test_subject_that_was_erased_cannot_be_replaced_by_another(url: str) -> None:
     erase(url, CONTRACT)
     sql(url, "update audit set subject = '{}', salt = ? where lane = ? and number = 2", "00" * 16, LANE)
     assert broken(url) == [(LANE, 2)]

@@ -36,7 +36,7 @@ def exported(config: tuple[object, ...]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ccp_ok("audit", "export", *config).lines]
 
 
-def test_whole_trail_is_said_to_be_whole(url: str, config: tuple[object, ...]) -> None:
+def test_trail_that_is_whole_is_said_to_be_whole(url: str, config: tuple[object, ...]) -> None:
     assert ccp_ok("audit", "verify", *config).lines == ["32 row(s).", "The trail is whole."]
     assert json.loads(ccp_ok("audit", "verify", "--json", *config).out) == {"rows": 32, "erased": 0, "broken": []}
 
@@ -90,7 +90,9 @@ def test_export_is_verified_without_the_database(
     ("old", "new"),
     [('"actor": "cps"', '"actor": "emsp"'), ('"at": 1', '"at": 2'), ("DEEXA", "NLEXB"), ('"trace-', '"trace+')],
 )
-def test_changed_export_is_noticed(url: str, config: tuple[object, ...], tmp_path: Path, old: str, new: str) -> None:
+def test_export_that_was_changed_is_noticed(
+    url: str, config: tuple[object, ...], tmp_path: Path, old: str, new: str
+) -> None:
     lines = ccp_ok("audit", "export", *config).lines
     file = tmp_path / "trail.jsonl"
     assert old in lines[4]
@@ -132,7 +134,7 @@ def test_export_that_was_cut_anywhere_is_noticed(url: str, config: tuple[object,
         '{"format": "opnc-ccp audit 1"}',
     ],
 )
-def test_file_that_is_no_export_is_refused(tmp_path: Path, content: str) -> None:
+def test_export_that_is_another_file_is_refused(tmp_path: Path, content: str) -> None:
     file = tmp_path / "trail.jsonl"
     file.write_bytes(content.encode("latin-1"))
     assert ccp_error("audit", "verify", file).startswith(f"{file}")
@@ -230,7 +232,7 @@ def test_time_that_is_none_and_an_id_that_is_none_are_refused(config: tuple[obje
     assert ccp_error("audit", "list", "--emaid", "x", *config).startswith("emaid : must match")
 
 
-def test_claimed_client_id_cannot_write_to_the_terminal(url: str, config: tuple[object, ...]) -> None:
+def test_client_id_that_is_claimed_cannot_write_to_the_terminal(url: str, config: tuple[object, ...]) -> None:
     claimed = "\x1b[2J\nadmin"
     write(url, queries.record(entry(vehicle_of(3), at=99, subject={"claimed": claimed})))
     out = ccp_ok("audit", "list", "--limit", "1", *config).out

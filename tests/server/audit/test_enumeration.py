@@ -112,7 +112,7 @@ def comparable(answer: httpx.Response) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_invisible_contract_is_answered_like_an_absent_one(pool: Pool, there: There, name: str) -> None:
+def test_contract_that_is_invisible_is_answered_like_an_absent_one(pool: Pool, there: There, name: str) -> None:
     seen, absent = (ask() for ask in pairs(pool, there)[name])
     assert seen.status_code in (400, 403, 404)
     if "published" in name:  # The sentence names the id, which stands in the body.
@@ -122,7 +122,7 @@ def test_invisible_contract_is_answered_like_an_absent_one(pool: Pool, there: Th
         assert comparable(seen) == comparable(absent)
 
 
-def test_every_pair_is_looked_at(pool: Pool, there: There) -> None:
+def test_enumeration_looks_at_every_pair(pool: Pool, there: There) -> None:
     assert tuple(pairs(pool, there)) == NAMES
 
 
@@ -156,14 +156,14 @@ def differ(one: Callable[[], object], other: Callable[[], object], rounds: int =
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_invisible_contract_takes_as_long_as_an_absent_one(pool: Pool, there: There, name: str) -> None:
+def test_contract_that_is_invisible_takes_as_long_as_an_absent_one(pool: Pool, there: There, name: str) -> None:
     seen, absent = pairs(pool, there)[name]
     assert seen().status_code == absent().status_code != 429
     assert not differ(seen, absent)
     assert seen().status_code == absent().status_code != 429
 
 
-def test_measurement_sees_what_takes_twice_as_long(pool: Pool, there: There) -> None:
+def test_enumeration_measurement_sees_what_takes_twice_as_long(pool: Pool, there: There) -> None:
     """Otherwise the test before could not fail."""
     absent = pairs(pool, there)[NAMES[0]][1]
 

@@ -172,7 +172,7 @@ def test_purge_command_forgets_deliveries_that_have_expired(pool: Pool, config: 
     assert "handed_out" not in naming(pool, car.pcid)
 
 
-def test_erased_vehicle_is_gone_once_its_events_are_sent(pool: Pool, config: Path) -> None:
+def test_vehicle_that_is_erased_is_gone_once_its_events_are_sent(pool: Pool, config: Path) -> None:
     car, *_ = lived(pool)
     report = erased(config, "--pcid", car.pcid)
     assert (report["erased"]["vehicle"], report["events_waiting"]) == (0, 2)
@@ -243,7 +243,7 @@ def test_erase_records_an_unknown_id_too(pool: Pool, config: Path) -> None:
     whole(config)
 
 
-def test_another_contract_whose_id_begins_the_same_is_left_alone(pool: Pool, config: Path) -> None:
+def test_erase_leaves_another_contract_whose_id_begins_the_same(pool: Pool, config: Path) -> None:
     car, emaid = pool.car(), new_emaid()
     longer = next(each for each in map(EMAID.parse, (f"{emaid}0", f"{emaid}1")) if each != emaid)  # No check digit.
     pool.publish(car, emaid)
@@ -287,7 +287,7 @@ def test_erase_prints_what_it_removed(pool: Pool, config: Path) -> None:
     assert done[-1].startswith("1 event(s) to the car maker still name it until they are sent")
 
 
-def test_erased_row_is_found_by_its_actor_and_no_more_by_its_id(tmp_path: Path) -> None:
+def test_row_that_is_erased_is_found_by_its_actor_and_no_more_by_its_id(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     car = vehicle_of(1)
     write(url, queries.record(entry(car)))

@@ -47,13 +47,13 @@ def test_line_of_a_failure_is_written_at_once_after_earlier_lines() -> None:
     assert in_a_turn(("info", "a"), ("error", "b"), ("info", "c")) == (["a\nb\n"], ["a\nb\n", "c\n"])
 
 
-def test_no_write_is_longer_than_what_a_pipe_takes_whole_unless_a_line_is() -> None:
+def test_line_is_written_in_pieces_that_a_pipe_takes_whole_unless_it_is_longer() -> None:
     line, long = "é" * 750, "y" * (2 * _MAX_ATOMIC_WRITE)
     _, writes = in_a_turn(*[("info", each) for each in (line, line, line, long, line)])
     assert writes == [f"{line}\n{line}\n", f"{line}\n", f"{long}\n", f"{line}\n"]
 
 
-def test_file_that_cannot_be_written_keeps_nothing_waiting() -> None:
+def test_line_to_a_file_that_cannot_be_written_keeps_nothing_waiting() -> None:
     class Full(File):
         def write(self, text: str) -> int:
             raise OSError(28, "No space left on device")
@@ -66,7 +66,7 @@ def test_file_that_cannot_be_written_keeps_nothing_waiting() -> None:
     assert other.writes == ["b\n"]
 
 
-def test_outside_of_an_event_loop_every_line_is_written_at_once() -> None:
+def test_lines_outside_of_an_event_loop_are_written_at_once() -> None:
     file = File()
     lines = LineWriter(file)
     lines.info("a")

@@ -121,21 +121,21 @@ def server_log(pkis: dict[str, PKI], tmp_path_factory: pytest.TempPathFactory) -
         yield server_log
 
 
-def test_no_id_stands_in_the_log_in_any_form_whatever_was_asked(server_log: ServerLog) -> None:
+def test_ids_stand_in_the_log_in_no_form_whatever_was_asked(server_log: ServerLog) -> None:
     assert len([event for event in server_log.events if event["event"] == "request handled"]) > server_log.requests
     text = server_log.text.upper().replace("-", "")
     for named in server_log.ids:
         assert named not in text
 
 
-def test_no_word_in_the_log_is_as_long_as_an_id_but_for_hashes_and_names(server_log: ServerLog) -> None:
+def test_ids_are_longer_than_every_word_in_the_log_but_for_hashes_and_names(server_log: ServerLog) -> None:
     """Covers ids that the previous test does not list."""
     operations = {event.get("operation") for event in server_log.events}
     words = set(re.findall(r"[A-Za-z0-9_]{14,}", server_log.text)) - operations
     assert {word for word in words if not re.fullmatch(r"[0-9a-f]{16}|[a-z_]+|\d{4}.*", word)} == set()
 
 
-def test_one_vehicle_and_one_contract_can_be_followed_by_their_pseudonyms(server_log: ServerLog) -> None:
+def test_pseudonyms_let_one_vehicle_and_one_contract_be_followed(server_log: ServerLog) -> None:
     for kind, named in (("emaid", server_log.emaid), ("pcid", server_log.car.pcid)):
         (pseudonym,) = ccp_ok("audit", "pseudonym", named, "--config", server_log.config).lines
         assert re.fullmatch(r"[0-9a-f]{16}", pseudonym)
@@ -178,7 +178,7 @@ def test_log_says_of_ids_what_the_setting_allows(pkis: dict[str, PKI], tmp_path:
         assert sql(pool.settings.database, "select count(*) from audit where subject like ?", f"%{emaid}%") == [(1,)]
 
 
-def test_exception_text_is_masked_and_its_traceback_can_be_read() -> None:
+def test_logging_masks_the_text_of_an_exception_and_its_traceback_can_be_read() -> None:
     text = (
         'File "/usr/lib/python3.11/site-packages/ccp/pool.py", line 17, in signed_contract_data_of_vehicle\n'
         "KeyError: 'DEEXAT00000001' and WEX0TEST000000001"

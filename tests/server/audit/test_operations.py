@@ -92,7 +92,7 @@ def test_publication_leaves_one_row(pool: Pool) -> None:
     assert len(rows(pool, contract.emaid)) == 1
 
 
-def test_same_variant_again_is_replaced_and_another_one_is_published(pool: Pool) -> None:
+def test_publication_of_the_same_variant_is_replaced_and_of_another_one_published(pool: Pool) -> None:
     car = pool.car()
     emaid = pool.publish(car).emaid
     pool.publish(car, emaid)
@@ -104,7 +104,7 @@ def test_same_variant_again_is_replaced_and_another_one_is_published(pool: Pool)
     ]
 
 
-def test_move_leaves_one_row_that_names_both_vehicles(pool: Pool) -> None:
+def test_publication_that_moves_a_contract_leaves_one_row_that_names_both_vehicles(pool: Pool) -> None:
     car, other = pool.car(), pool.car()
     emaid = pool.publish(car).emaid
     answer = pool.cps.put("/signedcontractdata", json=pool.contract(other, emaid).body)
@@ -114,7 +114,7 @@ def test_move_leaves_one_row_that_names_both_vehicles(pool: Pool) -> None:
     assert [row.action for row in rows(pool, car.pcid)] == ["contract.published", "contract.moved"]
 
 
-def test_withdrawal_leaves_one_row(pool: Pool) -> None:
+def test_withdraw_leaves_one_row(pool: Pool) -> None:
     car = pool.car()
     emaid = pool.publish(car).emaid
     answer = pool.emsp.delete(f"/signedcontractdata/{emaid}")
@@ -135,7 +135,7 @@ def test_change_of_the_default_leaves_one_row_and_one_that_changes_nothing_none(
     assert len(rows(pool, second)) == count
 
 
-def test_reads_deliveries_and_dry_runs_leave_no_row(pool: Pool) -> None:
+def test_deliveries_dry_runs_and_reads_leave_no_row(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     before = len(rows(pool))
@@ -148,7 +148,7 @@ def test_reads_deliveries_and_dry_runs_leave_no_row(pool: Pool) -> None:
     assert len(rows(pool)) == before
 
 
-def test_refused_and_not_found_requests_leave_no_row(pool: Pool) -> None:
+def test_requests_that_are_refused_or_not_found_leave_no_row(pool: Pool) -> None:
     car = pool.car()
     contract = pool.contract(car, signer="stranger")
     before = len(rows(pool))
@@ -163,7 +163,7 @@ def test_refused_and_not_found_requests_leave_no_row(pool: Pool) -> None:
 # --- Refused access --------------------------------------------------------------------------------------------------
 
 
-def test_foreign_id_leaves_a_row_with_the_caller_the_ids_and_the_trace(pool: Pool) -> None:
+def test_id_of_another_party_leaves_a_row_with_the_caller_the_ids_and_the_trace(pool: Pool) -> None:
     emaid, pcid = new_emaid("NLEXB"), new_pcid("WXB")
     row = soon(pool, pool.emsp.get(f"/contractData/emaid/{emaid}"))
     assert (row.actor, row.action, row.outcome) == ("emsp", "access.refused", "not_authorised 403")
@@ -185,7 +185,7 @@ def test_request_without_a_good_token_leaves_a_row_of_nobody(pool: Pool) -> None
         assert subject(row)["emaid"] == emaid
 
 
-def test_wrong_client_secret_leaves_a_row_with_the_claimed_client_id(pool: Pool) -> None:
+def test_client_secret_that_is_wrong_leaves_a_row_with_the_claimed_client_id(pool: Pool) -> None:
     form = {"grant_type": "client_credentials", "client_id": "emsp", "client_secret": "wrong secret 17"}
     answer = pool.http.post("/oauth/token", data=form)
     assert answer.status_code == 401
@@ -201,7 +201,7 @@ def test_event_with_a_wrong_signature_leaves_a_row_of_nobody(pool: Pool) -> None
     assert (row.actor, subject(row)["operation"]) == ("unknown", "TakeProvisioningEvent")
 
 
-def test_one_refused_request_leaves_one_row(pool: Pool) -> None:
+def test_request_that_is_refused_leaves_one_row(pool: Pool) -> None:
     answer = pool.emsp.get(f"/contractData/emaid/{new_emaid('NLEXB')}")
     soon(pool, answer)
     wait_for_round("refused_access")  # Which writes what waits.
@@ -247,7 +247,7 @@ def test_purge_by_command_leaves_a_row_and_a_dry_run_none(pool: Pool, tmp_path: 
     assert row.trace_id is None
 
 
-def test_scheduled_purge_is_recorded_for_the_pool(pkis: dict[str, PKI], tmp_path: Path) -> None:
+def test_purge_that_is_scheduled_is_recorded_for_the_pool(pkis: dict[str, PKI], tmp_path: Path) -> None:
     with start(pkis, purge_interval=1) as pool:
         emaid = pool.publish(pool.car()).emaid
         pool.expire(emaid)

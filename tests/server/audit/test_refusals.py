@@ -69,7 +69,7 @@ def test_refusal_is_written_soon_while_the_server_runs(url: str) -> None:
     with_refusals(url, use)
 
 
-def test_recorder_writes_queued_rows_on_close(url: str) -> None:
+def test_refusal_recorder_writes_queued_rows_on_close(url: str) -> None:
     async def use(refusals: AccessDenialRecorder) -> None:
         for number in range(5):
             refusals.record(refusal(number))
@@ -79,7 +79,7 @@ def test_recorder_writes_queued_rows_on_close(url: str) -> None:
     assert verify(url).broken == ()
 
 
-def test_flood_from_one_place_leaves_ten_rows_and_one_that_counts_the_rest(url: str) -> None:
+def test_refusals_from_one_place_leave_ten_rows_and_one_that_counts_the_rest(url: str) -> None:
     async def use(refusals: AccessDenialRecorder) -> None:
         for number in range(20_000):
             refusals.record(refusal(number))
@@ -92,7 +92,7 @@ def test_flood_from_one_place_leaves_ten_rows_and_one_that_counts_the_rest(url: 
     assert (count["address"], count["operation"]) == ("192.0.2.1", "AddSignedContractData")
 
 
-def test_recorder_bounds_rows_of_a_distributed_flood_and_counts_all(url: str) -> None:
+def test_refusal_recorder_bounds_rows_of_a_distributed_flood_and_counts_all(url: str) -> None:
     async def use(refusals: AccessDenialRecorder) -> None:
         for number in range(50_000):
             refusals.record(refusal(number, f"2001:db8::{number:x}"))
@@ -107,7 +107,7 @@ def test_recorder_bounds_rows_of_a_distributed_flood_and_counts_all(url: str) ->
     assert verify(url).broken == ()
 
 
-def test_flood_does_not_hide_who_is_refused_now_and_then(url: str) -> None:
+def test_refusals_now_and_then_are_not_hidden_by_a_flood(url: str) -> None:
     async def use(refusals: AccessDenialRecorder) -> None:
         for number in range(2_000):
             refusals.record(refusal(number))
@@ -118,7 +118,7 @@ def test_flood_does_not_hide_who_is_refused_now_and_then(url: str) -> None:
     assert row.trace_id == "trace-7777"
 
 
-def test_recorder_writes_counts_at_the_end_of_the_window(url: str) -> None:
+def test_refusal_recorder_writes_counts_at_the_end_of_the_window(url: str) -> None:
     async def use(refusals: AccessDenialRecorder) -> None:
         for number in range(25):
             refusals.record(refusal(number))
@@ -147,7 +147,7 @@ class Ailing:
         return getattr(self._store, name)
 
 
-def test_recorder_queues_bounded_rows_while_the_database_does_not_answer(url: str) -> None:
+def test_refusal_recorder_queues_bounded_rows_while_the_database_does_not_answer(url: str) -> None:
     async def run() -> None:
         async with opened(url) as store:
             ailing = Ailing(store)
@@ -167,7 +167,7 @@ def test_recorder_queues_bounded_rows_while_the_database_does_not_answer(url: st
     assert verify(url).broken == ()
 
 
-def test_recorder_record_takes_microseconds(url: str) -> None:
+def test_refusal_recorder_takes_microseconds(url: str) -> None:
     """It stands in the path of the request; the bound is some fifty times what it takes here."""
 
     async def use(refusals: AccessDenialRecorder) -> None:

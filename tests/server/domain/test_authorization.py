@@ -42,7 +42,7 @@ def subject_of(operation: Operation, own: bool = True) -> Subject:
     return OWN_EMAID if own else OTHER_EMAID
 
 
-def test_every_operation_is_in_the_table() -> None:
+def test_authorization_table_has_every_operation() -> None:
     assert set(ROLE_TABLE) == set(Operation) == set(ALLOWED)
 
 
@@ -121,7 +121,7 @@ def test_operation_on_an_id_is_refused_when_it_names_none() -> None:
         ([PartyRole.CCP], None, "someone else's"),
     ],
 )
-def test_sender_that_fits_the_token_passes(
+def test_routing_headers_of_a_sender_that_fits_the_token_pass(
     roles: list[PartyRole], party_type: str | None, party_id: str | None
 ) -> None:
     authorise_sender(party(*roles), party_type, party_id)
@@ -143,7 +143,7 @@ def test_sender_that_fits_the_token_passes(
         ([], "emsp", None),
     ],
 )
-def test_sender_that_does_not_fit_the_token_is_refused(
+def test_routing_headers_of_a_sender_that_does_not_fit_the_token_are_refused(
     roles: list[PartyRole], party_type: str | None, party_id: str | None
 ) -> None:
     with pytest.raises(NotAuthorised, match="OPNC-from-party"):

@@ -253,7 +253,7 @@ def test_iso20_vehicle_gets_its_contracts_in_order_with_the_number_left(case: Ma
         assert type(caught.value) is (NoContract if case.expected == NO_CONTRACT else NothingDeliverable)
 
 
-def test_each_contract_is_delivered_once_in_its_best_variant() -> None:
+def test_contracts_are_delivered_once_each_in_their_best_variant() -> None:
     stored = [
         with_response(OLD, "a", **updated(1)),
         with_response(OLD, "b", **updated(2), **OTHER),
@@ -265,7 +265,7 @@ def test_each_contract_is_delivered_once_in_its_best_variant() -> None:
     assert [contract.response for contract, _ in chosen] == [b"b", b"c"]
 
 
-def test_choosing_changes_nothing_of_what_is_stored() -> None:
+def test_select_for_iso20_changes_nothing_of_what_is_stored() -> None:
     stored = [*THREE_WITH_DEFAULT, DEFAULT_A]
     before = list(stored)
     select_for_iso20(stored, AT, root_listed=lists(), prioritized_emaids=[emaid("B")], max_chains=2)

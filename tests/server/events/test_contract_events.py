@@ -184,7 +184,9 @@ def test_event_carries_the_name_that_the_subscriber_asked_for(
     assert [each.kind for each in receiver.received] == [name]
 
 
-def test_unknown_provisioning_event_is_refused_and_changes_nothing(pool: Pool, all_subscribed: Receiver) -> None:
+def test_provisioning_event_that_is_unknown_is_refused_and_changes_nothing(
+    pool: Pool, all_subscribed: Receiver
+) -> None:
     car = pool.car()
     contract = pool.publish(car)
     settle(pool)
@@ -259,7 +261,9 @@ def reasons(car: Car, receiver: Receiver) -> list[tuple[str, str]]:
     ]
 
 
-def test_revoked_contract_is_reported_once_to_its_emsp(pool: Pool, other_url: str, all_subscribed: Receiver) -> None:
+def test_contract_that_is_revoked_is_reported_once_to_its_emsp(
+    pool: Pool, other_url: str, all_subscribed: Receiver
+) -> None:
     car = pool.car()
     contract = pool.publish(car)
     settle(pool)
@@ -289,7 +293,7 @@ def test_purge_reports_a_revoked_contract_before_it_removes_it(pool: Pool, all_s
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_stale_contract_is_reported_once_until_it_is_published_again(
+def test_contract_that_is_stale_is_reported_once_until_it_is_published_again(
     pool: Pool, all_subscribed: Receiver, edition: str
 ) -> None:
     car = pool.car(edition)
@@ -327,7 +331,7 @@ def notices(emaid: EMAID, receiver: Receiver) -> list[tuple[str, int]]:
     ]
 
 
-def test_expiring_contract_is_reported_once_for_each_notice(pool: Pool, all_subscribed: Receiver) -> None:
+def test_contract_that_expires_is_reported_once_for_each_notice(pool: Pool, all_subscribed: Receiver) -> None:
     later, soon, others = (pool.publish(pool.car(), new_emaid(owner)) for owner in ("DEEXA", "DEEXA", "NLEXB"))
     ends(pool, later.emaid, 31 * DAY)
     ends(pool, soon.emaid, 5 * DAY)

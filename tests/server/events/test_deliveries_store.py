@@ -152,7 +152,7 @@ def test_event_payload_of_a_deleted_contract_has_no_certificate(url: str) -> Non
     ]
 
 
-def test_deletion_event_is_sent_per_namespace(url: str) -> None:
+def test_contract_event_of_a_deletion_is_sent_per_namespace(url: str) -> None:
     hook = subscribed(url, "oem", "oem.contract.deleted")
     publish(url)
     publish(url, root_fingerprint=OTHER_ROOT)
@@ -255,7 +255,7 @@ def test_lease_skips_disabled_and_removed_webhooks(url: str) -> None:
 # --- The end ---------------------------------------------------------------------------------------------------------
 
 
-def test_dead_deliveries_are_replayed_or_dropped(url: str) -> None:
+def test_deliveries_that_are_dead_are_replayed_or_dropped(url: str) -> None:
     hook, other = subscribed(url), subscribed(url)
     publish(url, at=AT - SECOND)
     publish(url)
@@ -276,7 +276,7 @@ def test_dead_deliveries_are_replayed_or_dropped(url: str) -> None:
     assert [each.event_id for each in read(url, deliveries.list_page(hook.id))] == [ids[1]]
 
 
-def test_expire_and_purge_remove_old_deliveries(url: str) -> None:
+def test_deliveries_that_are_old_are_removed_by_expire_and_purge(url: str) -> None:
     hook = subscribed(url)
     publish(url)
     publish(url, THIRD, OTHER_CAR)

@@ -78,7 +78,7 @@ def test_event_service_matches_its_own_description(pool: Pool) -> None:
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason=f"the published description is not at {PUBLISHED}")
-def test_own_description_has_every_published_member(pool: Pool) -> None:
+def test_description_of_our_own_has_every_published_member(pool: Pool) -> None:
     schemas = pool.http.get("/openapi.json").json()["components"]["schemas"]
     components = PUBLISHED.parents[2] / "components"
     for file, name in (

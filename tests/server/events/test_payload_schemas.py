@@ -78,7 +78,7 @@ def cause_all(pool: Pool, receiver: Receiver, folder: Path) -> None:
     settle(pool)
 
 
-def test_each_kind_of_event_was_sent(events: list[dict[str, Any]]) -> None:
+def test_events_of_each_kind_were_sent(events: list[dict[str, Any]]) -> None:
     """What the other tests of this module check is complete."""
     names = {event["eventType"] for event in events}
     older = {kind.replace("emsp.", "mo.", 1) for kind in EventKind if kind.startswith("emsp.")}
@@ -88,7 +88,7 @@ def test_each_kind_of_event_was_sent(events: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("dialect", SCHEMAS)
-def test_each_event_is_valid_against_the_published_schema(dialect: str, events: list[dict[str, Any]]) -> None:
+def test_events_are_valid_against_the_published_schema(dialect: str, events: list[dict[str, Any]]) -> None:
     of_roots, of_contracts = published(dialect)
     for event in events:
         schema = of_roots if event["eventType"] in ROOT_KINDS else of_contracts
@@ -104,7 +104,7 @@ OPCP_ONLY = {"opnc": {"signatureAlgorithm", "fingerprintSHA256"}, "opcp": set[st
 
 
 @pytest.mark.parametrize("dialect", SCHEMAS)
-def test_each_published_member_of_an_event_is_sent(dialect: str, events: list[dict[str, Any]]) -> None:
+def test_events_have_all_their_published_members(dialect: str, events: list[dict[str, Any]]) -> None:
     for schema, is_root in zip(published(dialect), (True, False), strict=True):
         mine = [event for event in events if (event["eventType"] in ROOT_KINDS) is is_root]
         assert set().union(*mine) == set(schema["properties"])

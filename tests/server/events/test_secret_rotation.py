@@ -178,7 +178,7 @@ def test_rotation_by_concurrent_requests_keeps_every_announced_secret(pool: Pool
     assert set(stored.valid_secrets(datetime.now(UTC))) == known
 
 
-def test_rejection_of_an_event_counts_during_a_rotation(pool: Pool, receiver: Receiver) -> None:
+def test_event_that_is_rejected_counts_during_a_rotation(pool: Pool, receiver: Receiver) -> None:
     """A receiver with the previous secret that knows its own mind: 403 for a signature, 409 for the event."""
     made = subscribe(pool, url=receiver.url + "/rejects")
     receiver.decides("/rejects", lambda sent: 409 if java_style(sent, made["secret"]) else 403)

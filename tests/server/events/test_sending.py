@@ -301,7 +301,7 @@ def test_dispatcher_never_calls_private_addresses(
         assert receiver.received == []
 
 
-def test_redirect_is_not_followed(sending: Pool, receiver: Receiver) -> None:
+def test_dispatcher_follows_no_redirect(sending: Pool, receiver: Receiver) -> None:
     receiver.says("/moved", 307)
     with registered(sending, receiver.url + "/moved") as hook:
         sending.publish(sending.car())

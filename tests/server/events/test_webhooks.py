@@ -46,7 +46,7 @@ def rows(pool: Pool) -> list[Any]:
 # --- Subscribing -----------------------------------------------------------------------------------------------------
 
 
-def test_oem_creates_a_webhook_and_gets_its_secret(pool: Pool) -> None:
+def test_webhook_is_created_by_an_oem_that_gets_its_secret(pool: Pool) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
     body = {
         "url": URL,
@@ -86,7 +86,7 @@ def test_oem_creates_a_webhook_and_gets_its_secret(pool: Pool) -> None:
     assert ok(call(pool, "oem", "GET", f"/{made['id']}")) == without_secret(made)
 
 
-def test_emsp_webhook_shows_provider_ids(pool: Pool) -> None:
+def test_webhook_of_an_emsp_shows_provider_ids(pool: Pool) -> None:
     made = subscribe(pool, "emsp", "emsp.contract.rejected.by.oem", providerIds=["DE-EXA"])
     assert (made["providerIds"], made["userRole"], made["userName"]) == (["DEEXA"], "eMSP", "emsp")
     assert "wmis" not in made

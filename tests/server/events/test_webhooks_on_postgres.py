@@ -23,7 +23,7 @@ from tests.server.events.test_webhook_changes import (
     test_webhook_remove_deletes_pending_deliveries,
 )
 from tests.server.events.test_webhooks import (
-    test_oem_creates_a_webhook_and_gets_its_secret,
+    test_webhook_is_created_by_an_oem_that_gets_its_secret,
     test_webhook_limit_holds_for_concurrent_requests,
     test_webhooks_of_other_parties_are_not_found,
 )

@@ -150,7 +150,7 @@ def test_client_credentials_of_workers_are_renewed_at_different_times(server: Sc
     assert [round(time) for time in run(server, use)] == [2520, 2790, 3059]
 
 
-def test_failed_renewal_keeps_the_token_until_it_expires(server: Scripted) -> None:
+def test_access_token_is_kept_until_it_expires_after_a_failed_renewal(server: Scripted) -> None:
     server.on(TOKEN, granted("first"), error(503))
 
     async def use(connection: ServiceConnection, clock: Clock) -> None:
@@ -168,13 +168,13 @@ def test_failed_renewal_keeps_the_token_until_it_expires(server: Scripted) -> No
     assert presented(server) == ["first"] * 21
 
 
-def test_rejected_token_is_renewed_once_and_the_request_repeated(server: Scripted) -> None:
+def test_access_token_that_is_rejected_is_renewed_once_and_the_request_repeated(server: Scripted) -> None:
     server.on(ROOTS, error(401), json_reply({}))
     assert run(server, lambda connection, clock: ask(connection)) == 200
     assert presented(server) == ["first", "second"]
 
 
-def test_rejected_tokens_cause_one_token_request_in_ten_seconds(server: Scripted) -> None:
+def test_access_tokens_that_are_rejected_cause_one_token_request_in_ten_seconds(server: Scripted) -> None:
     server.on(ROOTS, error(401))
     server.on(TOKEN, *(granted(f"t{number}") for number in range(50)))
 
@@ -190,7 +190,7 @@ def test_rejected_tokens_cause_one_token_request_in_ten_seconds(server: Scripted
     assert len(presented(server)) == 13
 
 
-def test_rejected_token_is_kept_while_there_is_no_other_one(server: Scripted) -> None:
+def test_access_token_that_is_rejected_is_kept_while_there_is_no_other_one(server: Scripted) -> None:
     """A service may reject one request only."""
     server.on(ROOTS, error(401), json_reply({}))
     server.on(TOKEN, granted("first"), error(503))
@@ -206,7 +206,7 @@ def test_rejected_token_is_kept_while_there_is_no_other_one(server: Scripted) ->
     assert presented(server) == ["first", "first", "first", "second"]
 
 
-def test_rejected_token_is_renewed_for_all_concurrent_callers(server: Scripted) -> None:
+def test_access_token_that_is_rejected_is_renewed_for_all_concurrent_callers(server: Scripted) -> None:
     server.on(ROOTS, lambda one: error(401) if one.headers["authorization"].endswith("first") else json_reply({}))
     second = granted("second")
     second.delay = 0.2
@@ -220,7 +220,7 @@ def test_rejected_token_is_renewed_for_all_concurrent_callers(server: Scripted) 
     assert len(server.asked(TOKEN)) == 2
 
 
-def test_rejection_of_an_old_token_uses_the_one_fetched_meanwhile(server: Scripted) -> None:
+def test_access_token_that_is_rejected_gives_way_to_the_one_fetched_meanwhile(server: Scripted) -> None:
     async def use(connection: ServiceConnection, clock: Clock) -> list[str | None]:
         first = await connection.tokens.get()
         second = await connection.tokens.get(rejected=first)
@@ -240,7 +240,7 @@ def test_fixed_token_is_not_repeated_after_a_rejection(server: Scripted) -> None
     assert presented(server) == ["fixed"]
 
 
-def test_concurrent_callers_share_one_token_request(server: Scripted) -> None:
+def test_access_token_request_is_shared_by_concurrent_callers(server: Scripted) -> None:
     slow = granted("shared")
     slow.delay = 0.2
     server.on(TOKEN, slow)
@@ -261,7 +261,7 @@ def test_concurrent_callers_share_one_token_request(server: Scripted) -> None:
               json_reply({"error": "invalid_client"}, 401), Reply(200, b"<html>", {"Content-Type": "text/html"})],
     ids=lambda reply: f"{reply.status}-{reply.body[:12]!r}",
 )  # fmt: skip
-def test_failing_token_endpoint_opens_the_circuit_and_is_not_flooded(server: Scripted, reply: Reply) -> None:
+def test_token_endpoint_that_fails_opens_the_circuit_and_is_not_flooded(server: Scripted, reply: Reply) -> None:
     server.on(TOKEN, reply)
 
     async def use(connection: ServiceConnection, clock: Clock) -> None:
@@ -282,7 +282,7 @@ def test_failing_token_endpoint_opens_the_circuit_and_is_not_flooded(server: Scr
     assert presented(server) == ["late"]
 
 
-def test_hanging_token_endpoint_costs_a_caller_its_own_timeout(server: Scripted) -> None:
+def test_token_endpoint_that_hangs_costs_a_caller_its_own_timeout(server: Scripted) -> None:
     server.on(TOKEN, HANG)
 
     async def use(connection: ServiceConnection, clock: Clock) -> float:
@@ -295,7 +295,7 @@ def test_hanging_token_endpoint_costs_a_caller_its_own_timeout(server: Scripted)
     assert len(server.asked(TOKEN)) == 1
 
 
-def test_hanging_token_endpoint_is_named_after_a_rejection_too(server: Scripted) -> None:
+def test_token_endpoint_that_hangs_is_named_after_a_rejection_too(server: Scripted) -> None:
     server.on(ROOTS, error(401))
     server.on(TOKEN, granted("first"), HANG)
 

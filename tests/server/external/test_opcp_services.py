@@ -218,7 +218,7 @@ UNAVAILABLE = ["The Provisioning Certificate Pool cannot be asked for the vehicl
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_known_vehicles_only_by_default_with_a_pcp(pkis: dict[str, PKI], dialect: str) -> None:
+def test_vehicles_must_be_known_by_default_with_a_pcp(pkis: dict[str, PKI], dialect: str) -> None:
     chain, lookup = DIALECTS[dialect]
     with scripted() as pcp, start(pkis, pcp_url=pcp.url, pcp_dialect=dialect, pcp_token="t") as pool:
 
@@ -261,7 +261,7 @@ def test_known_vehicles_only_by_default_with_a_pcp(pkis: dict[str, PKI], dialect
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_unknown_vehicles_are_accepted_if_the_settings_say_so(pkis: dict[str, PKI], dialect: str) -> None:
+def test_vehicles_that_are_unknown_are_accepted_if_the_settings_say_so(pkis: dict[str, PKI], dialect: str) -> None:
     options: dict[str, Any] = {"pcp_dialect": dialect, "require_known_vehicle": False}
     with scripted() as pcp, start(pkis, pcp_url=pcp.url, **options) as pool:
         for reply in (error(404, "No."), error(403, "No."), Reply(500)):

@@ -38,7 +38,7 @@ def ask(
     return asyncio.run(whole())
 
 
-def test_block_private_refuses_private_addresses_unless_allowed(server: Scripted) -> None:
+def test_outbound_client_refuses_private_addresses_unless_allowed(server: Scripted) -> None:
     assert ask(server.url + "/", block_private=False).body == b"hello"
     assert ask(server.url + "/", allow=("127.0.0.0/8",)).body == b"hello"
     before = len(server.received)
@@ -115,7 +115,7 @@ def test_outbound_request_refuses_invalid_urls(url: str) -> None:
         "[::7f00:1]", "2130706433", "0x7f.1", "127.1",
     ],
 )  # fmt: skip
-def test_block_private_refuses_every_spelling_of_private_addresses(host: str) -> None:
+def test_outbound_client_refuses_every_spelling_of_private_addresses(host: str) -> None:
     began = time.monotonic()
     with pytest.raises(OutboundError, match="cannot be reached"):
         ask(f"http://{host}:9/")
@@ -123,7 +123,7 @@ def test_block_private_refuses_every_spelling_of_private_addresses(host: str) ->
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1", "64:ff9b::808:808", "::ffff:8.8.8.8"])
-def test_block_private_permits_public_addresses(address: str) -> None:
+def test_outbound_client_permits_public_addresses(address: str) -> None:
     assert may_connect(ipaddress.ip_address(address), ())
 
 
@@ -134,7 +134,7 @@ def test_name_that_resolves_to_loopback_is_refused(server: Scripted) -> None:
     assert ask(f"http://localhost:{port}/", allow=("127.0.0.0/8", "::1/128")).body == b"hello"
 
 
-def test_block_private_refuses_names_with_one_private_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outbound_client_refuses_names_with_one_private_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """The resolver is not ours to control, so here it is the one thing that is not real."""
 
     monkeypatch.setattr(resolver, "system_lookup", lambda host: ["8.8.8.8", "10.0.0.1"])
@@ -142,7 +142,7 @@ def test_block_private_refuses_names_with_one_private_address(monkeypatch: pytes
         ask("http://mixed.example/")
 
 
-def test_block_private_checks_the_address_when_connecting(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outbound_client_checks_the_address_when_connecting(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that is public for one connection and private for the next gets no second one."""
     answers = iter(["127.0.0.1", "10.0.0.1"])
 

@@ -48,7 +48,7 @@ class ProvisioningPool:
 
 @pytest.mark.slow
 @pytest.mark.server
-def test_served_workers_renew_their_tokens_and_log_no_secret(tmp_path: Path) -> None:
+def test_served_services_renew_their_tokens_and_log_no_secret(tmp_path: Path) -> None:
     port = free_port()
     folder = tmp_path / "sandbox"
     ccp_ok("sandbox", folder, "--port", port)

@@ -49,7 +49,7 @@ def test_service_and_token_endpoint_use_the_private_ca_and_the_client_certificat
         assert len(tokens.received) == 1
 
 
-def test_private_ca_replaces_the_cas_of_the_system_for_the_service(tmp_path: Path) -> None:
+def test_service_tls_with_a_private_ca_does_without_the_cas_of_the_system(tmp_path: Path) -> None:
     ours, other = PrivateCA(tmp_path, "Ours"), PrivateCA(tmp_path, "Other")
 
     def reached(context: ssl.SSLContext) -> bool:

@@ -53,7 +53,7 @@ def around(pkis: dict[str, PKI], pki_service: Scripted, pcp: Scripted) -> Iterat
 REVOKE = "/opnc/v1/pki/pki/revokeCertificate"
 
 
-def test_delete_revokes_first_with_the_given_reason(around: Pool, pki_service: Scripted) -> None:
+def test_withdraw_revokes_first_with_the_given_reason(around: Pool, pki_service: Scripted) -> None:
     pki_service.on(REVOKE, Reply(200))
     contract = around.publish(around.car())
     pki_service.received.clear()
@@ -67,7 +67,7 @@ def test_delete_revokes_first_with_the_given_reason(around: Pool, pki_service: S
     assert json.loads(pki_service.received[-1].body)["revocationReason"] == "cessationOfOperation"
 
 
-def test_delete_is_502_if_the_pki_service_hangs(
+def test_withdraw_is_502_if_the_pki_service_hangs(
     pkis: dict[str, PKI], pki_service: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ccp.server.external.pki_service.REVOKE_TIMEOUT", 0.3)
@@ -82,7 +82,7 @@ def test_delete_is_502_if_the_pki_service_hangs(
         assert pool.stored(contract.emaid) == 1
 
 
-def test_delete_revokes_with_a_renewed_token_or_not_at_all(pkis: dict[str, PKI]) -> None:
+def test_withdraw_revokes_with_a_renewed_token_or_not_at_all(pkis: dict[str, PKI]) -> None:
     cas = (pkis["iso2"].emsp_sub2.certificate.fingerprint,)
 
     def revoke(call: Received) -> Reply:
@@ -108,7 +108,7 @@ def test_delete_revokes_with_a_renewed_token_or_not_at_all(pkis: dict[str, PKI])
 
 
 @pytest.mark.parametrize("reply", [error(400, "no"), Reply(500), CLOSE, Reply(200, b"{", JSON)])
-def test_delete_is_502_if_the_revocation_fails(around: Pool, pki_service: Scripted, reply: Reply) -> None:
+def test_withdraw_is_502_if_the_revocation_fails(around: Pool, pki_service: Scripted, reply: Reply) -> None:
     pki_service.on(REVOKE, reply)
     contract = around.publish(around.car())
     sentences(around.emsp.delete(f"/signedcontractdata/{contract.emaid}"), 502)
@@ -117,7 +117,7 @@ def test_delete_is_502_if_the_revocation_fails(around: Pool, pki_service: Script
     assert skipped.status_code == 200
 
 
-def test_delete_does_not_revoke_certificates_of_other_cas(around: Pool, pki_service: Scripted) -> None:
+def test_withdraw_does_not_revoke_certificates_of_other_cas(around: Pool, pki_service: Scripted) -> None:
     pki_service.received.clear()
     contract = around.publish(around.car(), signer="other_iso2")
     assert around.emsp.delete(f"/signedcontractdata/{contract.emaid}").status_code == 200

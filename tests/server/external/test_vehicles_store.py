@@ -71,7 +71,7 @@ def test_vehicle_events_have_own_revisions_and_contracts_release_claims(tmp_path
     asyncio.run(everything())
 
 
-def test_invalidation_removes_only_stale_contracts(tmp_path: Path, pkis: dict[str, PKI]) -> None:
+def test_invalidate_vehicle_removes_only_stale_contracts(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     url = fresh(tmp_path)
     schema.upgrade(url)
     pcid = new_pcid()

@@ -133,7 +133,7 @@ def stopping(url: str) -> Any:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_readiness_goes_first_then_the_port_and_what_is_asked_meanwhile_is_answered(
+def test_health_is_lost_first_then_the_port_and_requests_meanwhile_are_answered(
     tmp_path: Path, pool: Pool, workers: int
 ) -> None:
     headers = {"Authorization": f"Bearer {pool.token('cps')}"}
@@ -183,7 +183,7 @@ def test_request_under_way_is_answered_before_the_server_ends(
         assert server.wait(30) in (0, -signal.SIGTERM)
 
 
-def test_sigint_stops_without_drain_period(tmp_path: Path, pool: Pool) -> None:
+def test_serve_stops_without_drain_period_at_sigint(tmp_path: Path, pool: Pool) -> None:
     with process(tmp_path, pool, drain_period=200) as (server, url):
         server.send_signal(signal.SIGTERM)
         stopping(url)

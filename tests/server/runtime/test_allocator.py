@@ -44,7 +44,7 @@ def grown(how: str, **environment: str) -> float:
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the settings are those of glibc")
 
 
-def test_large_blocks_go_back_to_the_system() -> None:
+def test_allocator_gives_large_blocks_back_to_the_system() -> None:
     assert grown("configured") < 8
 
 

@@ -81,7 +81,7 @@ def test_round_that_fails_is_logged_counted_and_followed_by_another(failure: Exc
     assert (*recovered.args, recovered.kwargs["failures"]) == ("background task recovered", 1)
 
 
-def test_log_that_cannot_be_written_ends_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_is_not_ended_by_a_log_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_log", None)
     rounds = Rounds(ValueError("broken"), ValueError("broken"))
 
@@ -127,7 +127,7 @@ def test_task_that_something_kills_is_started_again() -> None:
     assert run(test) == {"work": 1}
 
 
-def test_cancellation_of_what_a_round_waits_for_is_a_failure_of_the_round() -> None:
+def test_task_round_fails_when_what_it_waits_for_is_cancelled() -> None:
     rounds = Rounds(asyncio.CancelledError())
 
     async def test(background: BackgroundTasks, counted: Counter[str]) -> None:
@@ -200,7 +200,7 @@ def test_event_wakes_a_task_and_more_to_do_needs_no_interval() -> None:
     run(test)
 
 
-def test_closing_waits_for_a_round_that_must_not_be_interrupted() -> None:
+def test_task_waits_at_its_end_for_a_round_that_must_not_be_interrupted() -> None:
     begun, written = asyncio.Event(), []
 
     async def write() -> None:

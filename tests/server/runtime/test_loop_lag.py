@@ -20,7 +20,7 @@ class Clock:
         return self.now
 
 
-def test_lag_is_the_time_from_when_the_probe_was_due() -> None:
+def test_loop_lag_is_the_time_from_when_the_probe_was_due() -> None:
     clock, seen = Clock(), list[tuple[float, float]]()
     lag = LoopLag(lambda *values: seen.append(values), clock)
     lag.expect(0.05)
@@ -40,7 +40,7 @@ def test_probe_that_is_overdue_counts_before_it_runs() -> None:
     assert (lag.current, lag.recent_max) == (pytest.approx(0.5), pytest.approx(0.5))
 
 
-def test_maximum_halves_with_every_second() -> None:
+def test_loop_lag_maximum_halves_with_every_second() -> None:
     clock = Clock()
     lag = LoopLag(clock=clock)
     lag.expect(0)
@@ -59,7 +59,7 @@ def test_maximum_halves_with_every_second() -> None:
     assert lag.recent_max == pytest.approx(0.3)
 
 
-def test_lags_add_up_and_an_overdue_probe_counts_among_them() -> None:
+def test_loop_lags_add_up_and_an_overdue_probe_counts_among_them() -> None:
     clock = Clock()
     lag = LoopLag(clock=clock)
     for late in (0.3, 0.0, 0.2):

@@ -50,7 +50,7 @@ def starters() -> set[str]:
     return found
 
 
-def test_every_start_of_a_thread_or_process_documents_its_end() -> None:
+def test_threads_and_processes_document_their_end_at_every_start() -> None:
     assert starters() == set(PLACES)
 
 

@@ -93,7 +93,7 @@ def test_service_member_of_the_environment_overrides_that_of_the_table(
     assert config.pki is None
 
 
-def test_relative_files_of_a_service_are_relative_to_the_file(folder: Path) -> None:
+def test_service_settings_find_relative_files_beside_their_file(folder: Path) -> None:
     text = '[est]\nurl = "https://a.example"\ntls_cert = "c.pem"\ntls_key = "/k.pem"\nca = "ca.pem"\ntoken_file = "t"\n'
     est = settings.load(written(folder, text)).est
     assert est is not None
@@ -167,7 +167,7 @@ def test_service_url_may_be_http_on_this_machine_or_with_permission() -> None:
         ({"tls_cert": "cert", "tls_key": "key"}, "rcp_tls_cert (cert) and rcp_tls_key (key) cannot be used together: "),
     ],
 )  # fmt: skip
-def test_unusable_file_of_a_service_keeps_the_pool_from_starting(
+def test_service_settings_with_an_unusable_file_keep_the_pool_from_starting(
     folder: Path, members: dict[str, Any], sentence: str
 ) -> None:
     (folder / "empty").write_text("\n")
@@ -209,7 +209,7 @@ def self_signed() -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("form", [(), ("--json",), ("--explain",)])
-def test_config_command_shows_services_without_secrets(folder: Path, form: tuple[str, ...]) -> None:
+def test_service_settings_are_shown_by_config_without_secrets(folder: Path, form: tuple[str, ...]) -> None:
     text = FLAT.format("rcp") + f'pcp_url = "https://pcp.example"\npcp_token = "{SECRET}"\n'
     out = ccp_ok("config", *form, "--config", written(folder, text)).out
     assert SECRET not in out

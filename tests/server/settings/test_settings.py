@@ -62,7 +62,7 @@ def test_load_finds_the_file_by_option_environment_or_default(folder: Path, monk
     assert settings.load(written(folder, "port = 1003\n", "third.toml")).port == 1003
 
 
-def test_relative_path_of_a_file_is_relative_to_the_file(folder: Path) -> None:
+def test_settings_find_a_relative_path_beside_their_file(folder: Path) -> None:
     path = written(folder, 'database = "sqlite:///data/ccp.db"\ntls_cert = "tls/cert.pem"\ntls_key = "/keys/key.pem"\n')
     for named in (path, Path("..") / "own.toml"):
         config = settings.load(named)
@@ -72,12 +72,12 @@ def test_relative_path_of_a_file_is_relative_to_the_file(folder: Path) -> None:
         assert config.tls_key == Path("/keys/key.pem")
 
 
-def test_absolute_path_of_a_file_stays(folder: Path) -> None:
+def test_settings_keep_the_absolute_path_of_a_file(folder: Path) -> None:
     path = written(folder, 'database = "sqlite:////var/lib/ccp.db"\n')
     assert settings.load(path).database == "sqlite:////var/lib/ccp.db"
 
 
-def test_relative_path_of_the_environment_or_the_command_line_stays(
+def test_settings_keep_a_relative_path_of_the_environment_or_the_command_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(folder, "port = 1001\n")
@@ -183,7 +183,7 @@ def test_settings_cannot_be_changed_afterwards() -> None:
         settings.load().port = 5  # type: ignore[misc]
 
 
-def test_words_become_their_own_types(folder: Path) -> None:
+def test_settings_make_words_their_own_types(folder: Path) -> None:
     config = settings.load(
         written(folder, 'vehicle_trust = "signature"\nno_default_policy = "none"\nroot_match="strict"')
     )

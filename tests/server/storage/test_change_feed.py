@@ -229,7 +229,7 @@ def added_by_the_release_before(wanted: Party) -> Query[list[tuple[object, ...]]
     )
 
 
-def test_folded_names_of_the_previous_release_are_unique_and_found(url: str) -> None:
+def test_name_that_the_previous_release_folded_is_unique_and_found(url: str) -> None:
     write(
         url,
         added_by_the_release_before(party("OLD", PartyRole.CPO)),
@@ -258,7 +258,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return made
 
 
-def test_folded_names_are_stored_by_an_upgrade(empty: str) -> None:
+def test_name_that_is_folded_is_stored_by_an_upgrade(empty: str) -> None:
     command.upgrade(schema.migrations(empty), "0008")
     for client_id, name in (("A", "Straße GmbH"), ("b", "Example")):
         sql(empty, "insert into party (client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, "

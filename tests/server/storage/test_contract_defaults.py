@@ -290,7 +290,7 @@ def recorded(change: Query[Any], seen: list[tuple[str, str]]) -> Query[Any]:
 
 
 @pytest.mark.parametrize(("old", "new"), [(CAR, OTHER_CAR), (OTHER_CAR, CAR)])
-def test_move_locks_the_emaid_then_both_vehicles_in_order(url: str, old: PCID, new: PCID) -> None:
+def test_contract_that_moves_locks_the_emaid_then_both_vehicles_in_order(url: str, old: PCID, new: PCID) -> None:
     """SQLite has one writer and does not care; where rows are locked another order is a deadlock some day."""
     publish(url, variant(pcid=old))
     seen: list[tuple[str, str]] = []

@@ -60,7 +60,7 @@ def written(url: str, kind: str = "emsp.contract.expiring") -> list[tuple[str, l
     return [(emaid, payload["namespaces"], payload["members"]) for emaid, payload in loaded]
 
 
-def test_expiring_contracts_are_found_in_portions(url: str) -> None:
+def test_contracts_that_expire_are_found_in_portions(url: str) -> None:
     for emaid, left in ((FIRST, 5), (SECOND_CONTRACT, 20), (THIRD, 29)):
         publish(url, emaid, left * DAY)
     publish(url, EMAID("DEEXAS00000009"), 31 * DAY, pcid=OTHER_CAR)
@@ -126,7 +126,9 @@ def test_report_expiring_by_several_workers_writes_one_event(url: str) -> None:
     ],
     ids=["expiring", "undeliverable"],
 )
-def test_notice_locks_the_vehicle_before_its_contracts(postgres: Server, notice: Callable[[], Query[Any]]) -> None:
+def test_contract_notice_locks_the_vehicle_before_its_contracts(
+    postgres: Server, notice: Callable[[], Query[Any]]
+) -> None:
     """In another order it and a publication, which changes the flags of all contracts, would wait for each other."""
     url = postgres.emptied()
     publish(url, FIRST, 20 * DAY)

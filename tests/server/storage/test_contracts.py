@@ -134,28 +134,28 @@ def test_publish_for_another_vehicle_moves_the_contract(url: str) -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), [(CAR, OTHER_CAR), (OTHER_CAR, CAR)])
-def test_move_writes_a_deleted_and_a_created_event(url: str, old: PCID, new: PCID) -> None:
+def test_contract_that_moves_writes_a_deleted_and_a_created_event(url: str, old: PCID, new: PCID) -> None:
     publish(url, variant(pcid=old))
     publish(url, variant(pcid=new))
     assert events(url, old) == [("created", FIRST), ("deleted", FIRST)]
     assert events(url, new) == [("created", FIRST)]
 
 
-def test_move_to_a_vehicle_with_contracts_keeps_its_default(url: str) -> None:
+def test_contract_that_moves_to_a_vehicle_with_contracts_keeps_its_default(url: str) -> None:
     publish(url, variant(FIRST, CAR), variant(SECOND_CONTRACT, CAR), variant(THIRD, OTHER_CAR))
     publish(url, variant(FIRST, OTHER_CAR))
     assert default_of(url, CAR) is None
     assert default_of(url, OTHER_CAR) == THIRD
 
 
-def test_move_of_a_contract_that_is_not_the_default_keeps_the_default(url: str) -> None:
+def test_contract_that_moves_and_is_not_the_default_keeps_the_default(url: str) -> None:
     publish(url, variant(FIRST, CAR), variant(SECOND_CONTRACT, CAR))
     publish(url, variant(SECOND_CONTRACT, OTHER_CAR))
     assert default_of(url, CAR) == FIRST
     assert default_of(url, OTHER_CAR) == SECOND_CONTRACT
 
 
-def test_move_there_and_back_writes_events_in_order(url: str) -> None:
+def test_contract_that_moves_there_and_back_writes_events_in_order(url: str) -> None:
     publish(url, variant(FIRST, CAR), variant(FIRST, OTHER_CAR), variant(FIRST, CAR))
     assert events(url, CAR) == [("created", FIRST), ("deleted", FIRST), ("created", FIRST)]
     assert events(url, OTHER_CAR) == [("created", FIRST), ("deleted", FIRST)]
@@ -225,7 +225,7 @@ def test_event_has_the_time_of_its_change_and_is_due(url: str) -> None:
     assert sql(url, "select created_at, lease_until, attempts from outbox") == [(microseconds(AT), 0, 0)]
 
 
-def test_instant_keeps_microseconds() -> None:
+def test_created_at_keeps_microseconds() -> None:
     for at in (
         AT,
         AT + timedelta(microseconds=1),
@@ -242,7 +242,7 @@ def stamps(url: str, pcid: PCID = CAR) -> list[int]:
     return [at for (at,) in sql(url, "select created_at from outbox where pcid = ? order by rev", pcid)]
 
 
-def test_stamps_of_a_vehicle_only_increase(url: str) -> None:
+def test_vehicle_stamps_only_increase(url: str) -> None:
     publish(url, variant(FIRST), now=AT)
     publish(url, variant(SECOND_CONTRACT), now=AT - SECOND)
     gone = write(url, contracts.withdraw(FIRST, AT - timedelta(hours=23)))
@@ -256,13 +256,13 @@ def test_stamps_of_a_vehicle_only_increase(url: str) -> None:
     assert broken_invariants(url) == []
 
 
-def test_stamp_more_than_a_day_ahead_is_ignored(url: str) -> None:
+def test_vehicle_stamp_more_than_a_day_ahead_is_ignored(url: str) -> None:
     publish(url, variant(FIRST), now=AT + timedelta(days=400))
     publish(url, variant(SECOND_CONTRACT), now=AT)
     assert stamps(url)[1] == microseconds(AT)
 
 
-def test_stamp_is_read_again_after_a_wait_for_the_lock(url: str) -> None:
+def test_vehicle_stamp_is_read_again_after_a_wait_for_the_lock(url: str) -> None:
     times = [AT, AT + SECOND, AT + SECOND]
     publish(url, variant())
     write(url, contracts.withdraw(FIRST, lambda: times.pop(0)))
@@ -270,7 +270,7 @@ def test_stamp_is_read_again_after_a_wait_for_the_lock(url: str) -> None:
     assert sql(url, "select stamped_at from vehicle") == [(microseconds(AT + SECOND),)]
 
 
-def test_move_has_a_later_stamp_at_both_vehicles(url: str) -> None:
+def test_vehicle_stamp_is_later_at_both_ends_of_a_move(url: str) -> None:
     publish(url, variant(FIRST, CAR), now=AT + SECOND)
     publish(url, variant(SECOND_CONTRACT, OTHER_CAR), now=AT + 2 * SECOND)
     moved = publish(url, variant(FIRST, OTHER_CAR), now=AT)

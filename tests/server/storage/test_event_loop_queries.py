@@ -154,6 +154,6 @@ def test_event_loop_query_uses_an_index(url: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("query", LONG_ONES, ids=lambda query: query.__name__)
-def test_long_queries_are_marked(query: Query[Any]) -> None:
+def test_event_loop_queries_that_are_long_are_marked(query: Query[Any]) -> None:
     assert isinstance(query, MarkedQuery)
     assert query.long_running

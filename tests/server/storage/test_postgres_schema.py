@@ -186,7 +186,7 @@ def test_store_opens_a_newer_schema_without_migrating_it(postgres: Server) -> No
 
 
 @pytest.mark.parametrize("foreign", ["1a2b3c4d5e6f", "head"])
-def test_foreign_database_is_refused(empty: str, foreign: str) -> None:
+def test_database_of_another_program_is_refused(empty: str, foreign: str) -> None:
     sql(empty, "create table alembic_version (version_num text)")
     sql(empty, f"insert into alembic_version values ('{foreign}')")
     for use in (open_and_close, schema.upgrade, schema.revision, schema.check):
@@ -222,7 +222,7 @@ def test_password_is_read_from_the_url_or_the_environment(postgres: Server, monk
     assert schema.revision(url.replace("postgresql:", "postgres:")) == HEAD
 
 
-def test_connect_explains_why_it_fails(postgres: Server) -> None:
+def test_postgres_connection_that_fails_is_explained(postgres: Server) -> None:
     refused = "The database server refuses the connection: "
     unreachable = "The database server cannot be reached: "
     for url, message in {

@@ -37,7 +37,7 @@ def check_integrity(url: str) -> None:
         assert sql(url, "pragma integrity_check") == [("ok",)]
 
 
-def test_concurrent_writes_keep_the_invariants(url: str) -> None:
+def test_processes_that_write_at_once_keep_the_invariants(url: str) -> None:
     outcomes: Queue[Counter[str]] = SPAWN.Queue()
     processes = [SPAWN.Process(target=hammer, args=(url, seed, 2.0, outcomes)) for seed in range(3)]
     for process in processes:
@@ -68,7 +68,7 @@ def _first_contract(url: str, number: int, barrier: Any) -> None:
     asyncio.run(run())
 
 
-def test_concurrent_first_contracts_have_one_default(url: str) -> None:
+def test_processes_with_first_contracts_at_once_leave_one_default(url: str) -> None:
     barrier = SPAWN.Barrier(3)
     processes = [SPAWN.Process(target=_first_contract, args=(url, number, barrier)) for number in range(3)]
     for process in processes:
@@ -91,7 +91,7 @@ def _ensure_key(url: str, kid: str, barrier: Any) -> None:
     asyncio.run(run())
 
 
-def test_concurrent_workers_keep_the_first_signing_key(url: str) -> None:
+def test_processes_at_once_keep_the_first_signing_key(url: str) -> None:
     barrier = SPAWN.Barrier(3)
     processes = [SPAWN.Process(target=_ensure_key, args=(url, f"key {number}", barrier)) for number in range(3)]
     for process in processes:
@@ -114,7 +114,7 @@ def _move_for_ever(url: str, ready: Any, stop: Any) -> None:
     asyncio.run(run())
 
 
-def test_concurrent_moves_keep_a_contract_at_one_vehicle(url: str) -> None:
+def test_processes_that_move_at_once_keep_a_contract_at_one_vehicle(url: str) -> None:
     write(url, contracts.publish(variant(EMAIDS[0], CAR), AT))
     ready, stop = SPAWN.Event(), SPAWN.Event()
     mover = SPAWN.Process(target=_move_for_ever, args=(url, ready, stop))
@@ -157,7 +157,7 @@ def _withdraw_or_set_default(url: str, withdrawing: bool, barrier: Any, outcomes
     asyncio.run(run())
 
 
-def test_concurrent_withdraw_and_set_default_leave_no_stale_default(url: str) -> None:
+def test_processes_that_withdraw_and_set_default_at_once_leave_no_stale_default(url: str) -> None:
     for vehicle in range(40):
         pcid = PCID(f"WEX0DUEL{vehicle:09d}")
         other = variant(EMAID(f"DEEXAS{vehicle:08d}"), pcid)
@@ -186,7 +186,7 @@ def test_concurrent_withdraw_and_set_default_leave_no_stale_default(url: str) ->
 
 
 @pytest.mark.parametrize("acknowledged_before", [1, 50, 400])
-def test_killed_process_loses_no_acknowledged_write(url: str, acknowledged_before: int) -> None:
+def test_process_that_is_killed_loses_no_acknowledged_write(url: str, acknowledged_before: int) -> None:
     with started(url, 5_000) as process:
         assert process.stdout is not None
         acknowledged = [process.stdout.readline().strip() for _ in range(acknowledged_before)]
@@ -203,7 +203,7 @@ def test_killed_process_loses_no_acknowledged_write(url: str, acknowledged_befor
     assert schema.revision(url) == schema.head()
 
 
-def test_file_size_limit_fails_writes_and_loses_nothing(tmp_path: Path) -> None:
+def test_process_with_a_file_size_limit_fails_writes_and_loses_nothing(tmp_path: Path) -> None:
     """The limit of the process stands for a full disk: the system refuses to write, whatever SQLite thinks of it."""
     url = new_database(tmp_path)
     with started(url, 20_000, limit=2_000_000) as process:

@@ -143,7 +143,7 @@ def test_party_may_share_ids_that_are_not_owned(url: str, first: Party, second: 
 
 
 @pytest.mark.parametrize("named_by", ["A", "client-A"])
-def test_disabled_party_is_listed_and_has_no_valid_secret(url: str, named_by: str) -> None:
+def test_party_that_is_disabled_is_listed_and_has_no_valid_secret(url: str, named_by: str) -> None:
     add(url, party("A", PartyRole.CPO), party("B", PartyRole.CPO))
     assert write(url, parties.disable(named_by)) == "client-A"
     assert [(p.name, p.enabled) for p in read(url, parties.list_all())] == [("A", False), ("B", True)]
@@ -159,7 +159,7 @@ def test_disable_is_idempotent_and_needs_a_known_party(url: str) -> None:
         write(url, parties.disable("unknown"))
 
 
-def test_unknown_client_has_no_secrets(url: str) -> None:
+def test_client_that_is_unknown_has_no_secrets(url: str) -> None:
     assert read(url, parties.list_secret_hashes("unknown", AT)) == []
 
 

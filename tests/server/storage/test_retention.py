@@ -58,7 +58,7 @@ def test_backup_into_a_directory_keeps_the_newest_and_removes_only_backups(url: 
     ]
 
 
-def test_new_backup_stays_although_the_clock_was_set_back(url: str, folder: Path) -> None:
+def test_backup_that_is_new_stays_although_the_clock_was_set_back(url: str, folder: Path) -> None:
     for year in (2998, 2999):
         (folder / f"ccp-{year}-01-01T020000Z.db").write_bytes(b"later")
     printed = json.loads(ccp_ok("backup", folder, "--keep", "2", "--json", env=env(url)).out)
@@ -86,7 +86,7 @@ def test_backup_that_fails_or_cannot_be_restored_removes_nothing(url: str, folde
     assert before < {path.name for path in folder.iterdir()}
 
 
-def test_keep_needs_a_directory_and_at_least_one(url: str, tmp_path: Path) -> None:
+def test_retention_needs_a_directory_and_at_least_one(url: str, tmp_path: Path) -> None:
     error = ccp_error("backup", tmp_path / "one.db", "--keep", "2", env=env(url))
     assert error == f"--keep needs an existing directory, which {tmp_path / 'one.db'} is not."
     assert ccp("backup", tmp_path, "--keep", "0", env=env(url)).status == 2

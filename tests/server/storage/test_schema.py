@@ -103,7 +103,7 @@ def test_upgrade_refuses_a_newer_schema(tmp_path: Path) -> None:
         schema.upgrade(url)
 
 
-def test_foreign_file_is_refused_and_unchanged(tmp_path: Path) -> None:
+def test_database_of_another_kind_of_file_is_refused_and_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "ccp.db"
     file.write_bytes(b"no database at all, but longer than the header of one" * 30)
     data = file.read_bytes()
@@ -113,7 +113,7 @@ def test_foreign_file_is_refused_and_unchanged(tmp_path: Path) -> None:
     assert file.read_bytes() == data
 
 
-def test_directory_is_refused(tmp_path: Path) -> None:
+def test_database_that_is_a_directory_is_refused(tmp_path: Path) -> None:
     for use in (open_and_close, schema.upgrade):
         with pytest.raises(ConfigurationError, match=r"The database .* cannot be read"):
             use(f"sqlite:///{tmp_path}")
@@ -125,7 +125,7 @@ def test_upgrade_needs_an_existing_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["mysql://ccp:secret@localhost/ccp", "sqlite://ccp.db", "ccp.db", ""])
-def test_unknown_engine_is_refused_without_the_password(url: str) -> None:
+def test_engine_that_is_unknown_is_refused_without_the_password(url: str) -> None:
     for use in (connect, schema.revision, schema.upgrade):
         with pytest.raises(ConfigurationError, match="No storage engine for the database URL") as caught:
             use(url)
@@ -174,7 +174,7 @@ def test_upgrade_by_concurrent_processes_succeeds(tmp_path: Path) -> None:
     assert schema.revision(url) == schema.head()
 
 
-def test_locked_database_is_refused_after_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_that_is_locked_is_refused_after_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = new_database(tmp_path)
     with closing(sqlite3.connect(tmp_path / "ccp.db")) as connection:
         connection.execute("pragma journal_mode = delete")

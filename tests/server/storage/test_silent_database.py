@@ -38,7 +38,7 @@ def lookup() -> Any:
 
 
 @pytest.mark.parametrize("silence", SILENCES)
-def test_silent_server_ends_every_query_in_time(url: str, silence: str) -> None:
+def test_silent_database_ends_every_query_in_time(url: str, silence: str) -> None:
     begin, end = SILENCES[silence]
 
     async def run() -> None:
@@ -64,7 +64,7 @@ def test_silent_server_ends_every_query_in_time(url: str, silence: str) -> None:
 
 
 @pytest.mark.parametrize("silence", SILENCES)
-def test_silent_server_opens_the_circuit(url: str, silence: str) -> None:
+def test_silent_database_opens_the_circuit(url: str, silence: str) -> None:
     begin, end = SILENCES[silence]
 
     async def run() -> None:
@@ -88,7 +88,7 @@ def test_silent_server_opens_the_circuit(url: str, silence: str) -> None:
     assert stored(url) == set()
 
 
-def test_slow_statement_does_not_open_the_circuit(url: str) -> None:
+def test_circuit_stays_closed_at_a_slow_statement(url: str) -> None:
     async def run() -> None:
         async with opened(url) as store:
             await store.read(contracts.by_vehicle(CAR))
@@ -122,7 +122,7 @@ def test_long_read_has_more_time(url: str) -> None:
     assert asyncio.run(run()) == "30s"
 
 
-def test_idle_connection_is_checked_before_use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_that_was_idle_is_checked_before_use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ccp.server.storage.engine.postgres_pool._TRUSTED", 0.0)
 
     async def run() -> None:
@@ -176,7 +176,7 @@ def test_command_waits_for_a_silent_server(url: str) -> None:
     assert len(stored(url)) == 2
 
 
-def test_cancelled_caller_of_a_silent_server_frees_its_connection(url: str) -> None:
+def test_silent_database_gives_the_connection_of_a_cancelled_caller_back(url: str) -> None:
     async def run() -> None:
         async with between(url) as proxy, opened(proxy.url, connections=1, limits=TimeLimits(read=5)) as store:
             await store.read(contracts.by_vehicle(CAR))
@@ -309,7 +309,7 @@ def test_sockets_have_keepalives(url: str) -> None:
     asyncio.run(run())
 
 
-def test_stopped_server_is_used_again_when_it_continues(postgres: Server) -> None:
+def test_silent_database_that_stopped_is_used_again_when_it_continues(postgres: Server) -> None:
     server = Server()
     try:
         server.start()

@@ -92,7 +92,7 @@ def failing_lock(error: BaseException) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError(), ValueError("a defect"), Ends()])
-def test_writer_that_dies_answers_its_callers_and_is_restarted(url: str, error: BaseException) -> None:
+def test_sqlite_writer_that_dies_answers_its_callers_and_is_restarted(url: str, error: BaseException) -> None:
     async def use(store: Store) -> None:
         await publish(store, 0)
         with failing_lock(error) as count:
@@ -115,7 +115,9 @@ def test_writer_that_dies_answers_its_callers_and_is_restarted(url: str, error: 
     assert len(stored(url)) == 19
 
 
-def test_writer_that_dies_acknowledges_exactly_what_was_committed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sqlite_writer_that_dies_acknowledges_exactly_what_was_committed(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It dies after some groups, in every phase of a group: none is acknowledged without being stored."""
     real = sqlite_writer.run
     count = 0
@@ -146,7 +148,7 @@ def test_writer_that_dies_acknowledges_exactly_what_was_committed(url: str, monk
     with_store(url, use)
 
 
-def test_damaged_file_is_unavailable_to_writers_and_readers(url: str) -> None:
+def test_sqlite_file_that_is_damaged_is_unavailable_to_writers_and_readers(url: str) -> None:
     """SQLite says DatabaseError here, which no statement of ours causes."""
 
     def damage() -> None:
@@ -168,7 +170,7 @@ def test_damaged_file_is_unavailable_to_writers_and_readers(url: str) -> None:
 # --- A thread that hangs ---------------------------------------------------------------------------------------------
 
 
-def test_writer_that_hangs_fails_its_callers_in_time(url: str) -> None:
+def test_sqlite_writer_that_hangs_fails_its_callers_in_time(url: str) -> None:
     async def use(store: Store) -> None:
         started, go_on = threading.Event(), threading.Event()
 
@@ -269,7 +271,7 @@ def busy(url: str) -> Iterator[Callable[[], None]]:
         process.stdout.close()
 
 
-def test_reader_waits_for_a_busy_file_without_blocking_the_loop(url: str) -> None:
+def test_sqlite_reader_waits_for_a_busy_file_without_blocking_the_loop(url: str) -> None:
     async def use(store: Store) -> None:
         await publish(store, 0)
         with busy(url) as end:
@@ -283,7 +285,7 @@ def test_reader_waits_for_a_busy_file_without_blocking_the_loop(url: str) -> Non
     with_limits(url, use, replace(REQUESTS, read=30.0))
 
 
-def test_reader_gives_up_on_a_busy_file(url: str) -> None:
+def test_sqlite_reader_gives_up_on_a_busy_file(url: str) -> None:
     async def use(store: Store) -> None:
         await publish(store, 0)
         with busy(url), pytest.raises(Unavailable, match=NOT_READ):

@@ -49,7 +49,7 @@ async def until_written(store: Store, emaid: EMAID) -> None:
         await asyncio.sleep(0.05)
 
 
-def test_hanging_standby_is_reported_and_reads_go_on(
+def test_synchronous_standby_that_hangs_is_reported_and_reads_go_on(
     hanging: tuple[Server, Server, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, standby, url = hanging
@@ -110,7 +110,7 @@ def test_write_blocked_by_a_held_commit_explains_the_failure(
     asyncio.run(run())
 
 
-def test_held_commits_keep_no_other_write_waiting(hanging: tuple[Server, Server, str]) -> None:
+def test_synchronous_standby_holds_commits_and_no_other_write(hanging: tuple[Server, Server, str]) -> None:
     _, standby, url = hanging
 
     def change(number: int) -> Any:
@@ -144,7 +144,7 @@ def waiting_session(url: str) -> int:
     return int(pids[0][0])
 
 
-def test_removed_standby_lets_writes_go_on(hanging: tuple[Server, Server, str]) -> None:
+def test_synchronous_standby_that_is_removed_lets_writes_go_on(hanging: tuple[Server, Server, str]) -> None:
     primary, standby, url = hanging
 
     def configure(names: str) -> None:
@@ -185,7 +185,7 @@ def test_commit_with_a_cancelled_wait_is_not_confirmed(hanging: tuple[Server, Se
     asyncio.run(run())
 
 
-def test_close_does_not_wait_for_a_standby(hanging: tuple[Server, Server, str]) -> None:
+def test_synchronous_standby_does_not_hold_up_closing(hanging: tuple[Server, Server, str]) -> None:
     _, standby, url = hanging
 
     async def run() -> None:

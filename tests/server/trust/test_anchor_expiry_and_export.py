@@ -19,18 +19,18 @@ from tests.world import AT
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20", "ed448"])
-def test_check_root_accepts_roots_of_every_edition(pkis: dict[str, PKI], edition: str) -> None:
+def test_validate_root_accepts_roots_of_every_edition(pkis: dict[str, PKI], edition: str) -> None:
     for credential in (pkis[edition].v2g_root, pkis[edition].emsp_root, pkis[edition].oem_root):
         validate_root(credential.certificate)
 
 
-def test_check_root_refuses_an_invalid_self_signature() -> None:
+def test_validate_root_refuses_an_invalid_self_signature() -> None:
     for certificate in (damaged(root()), signed_by_another()):
         with pytest.raises(ChainError, match="its own signature does not hold"):
             validate_root(certificate)
 
 
-def test_check_root_refuses_unusable_roots() -> None:
+def test_validate_root_refuses_unusable_roots() -> None:
     with pytest.raises(ChainError, match="not of a kind"):
         validate_root(rsa_root())
     with pytest.raises(ChainError, match="not a CA certificate"):

@@ -70,7 +70,7 @@ def test_trusted_certificate_has_kind_and_label(pki: PKI) -> None:
     assert kept.fingerprint == sub.fingerprint
 
 
-def test_read_files_accepts_pem_bundles_and_der(tmp_path: Path, pki: PKI) -> None:
+def test_anchor_files_may_be_pem_bundles_and_der(tmp_path: Path, pki: PKI) -> None:
     root, sub = pki.oem_root.certificate, pki.oem_sub1.certificate
     (tmp_path / "a.pem").write_bytes(b"Some words before.\n" + root.pem() + b"\nand between\n" + sub.pem())
     (tmp_path / "b.der").write_bytes(root.der)
@@ -86,13 +86,13 @@ def test_read_files_accepts_pem_bundles_and_der(tmp_path: Path, pki: PKI) -> Non
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"-----BEGIN CERTIFICATE-----\n", b"\x30\x03\x02\x01\x01"])
-def test_read_files_names_the_file_that_is_no_certificate(tmp_path: Path, data: bytes) -> None:
+def test_anchor_file_that_is_no_certificate_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "odd.pem").write_bytes(data)
     with pytest.raises(ConfigurationError, match=r"odd\.pem holds no certificate"):
         list(read_certificate_files(tmp_path))
 
 
-def test_read_files_reports_missing_paths(tmp_path: Path) -> None:
+def test_anchor_files_with_missing_paths_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="There is no file or directory"):
         list(read_certificate_files(tmp_path / "none"))
     with pytest.raises(ConfigurationError, match="There is no directory"):

@@ -106,7 +106,7 @@ def test_admin_disabled_by_another_process_changes_nothing(place: Pool) -> None:
 # --- Add -------------------------------------------------------------------------------------------------------------
 
 
-def test_added_party_can_call_with_its_secret(place: Pool) -> None:
+def test_party_that_was_added_can_call_with_its_secret(place: Pool) -> None:
     provider = f"DE{new_wmi()}"
     body = {"name": "Added eMSP", "roles": ["emsp", "cps"], "provider_ids": [f"de-{provider[2:].lower()}"]}
     answer = call(place, "POST", "/parties", json=body)

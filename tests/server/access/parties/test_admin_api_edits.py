@@ -61,7 +61,7 @@ def test_members_that_are_given_take_the_place_of_what_was_and_the_others_stay(p
         ({"wmis": None}, "wmis : must not be null"),
     ],
 )
-def test_edit_that_makes_no_sense_is_400_and_nothing_of_it_happens(
+def test_admin_api_edit_that_makes_no_sense_is_400_and_nothing_of_it_happens(
     place: Pool, body: dict[str, Any], reported: str
 ) -> None:
     before = register_of(place)
@@ -83,7 +83,7 @@ def test_id_that_is_taken_from_a_party_is_refused_to_it_within_five_seconds(plac
 # --- Disable and enable ----------------------------------------------------------------------------------------------
 
 
-def test_disabled_party_is_refused_within_five_seconds_and_an_enabled_one_is_not(place: Pool) -> None:
+def test_party_that_is_disabled_is_refused_in_five_seconds_and_an_enabled_one_not(place: Pool) -> None:
     made = fresh(place, roles=["emsp"], provider_ids=[f"DE{new_wmi()}"])
     client_id, secret = made["client_id"], made["client_secret"]
     form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": secret}
@@ -140,7 +140,7 @@ def test_rotation_keeps_both_secrets_valid_until_the_older_one_ends(place: Pool)
     assert ok(call(place, "GET", f"/parties/{client_id}"))["secrets"] == reported["secrets"][:1]
 
 
-def test_two_secrets_are_the_most_and_one_that_is_ended_ends_at_once(place: Pool) -> None:
+def test_secrets_are_two_at_most_and_one_that_is_ended_ends_at_once(place: Pool) -> None:
     made = fresh(place)
     client_id, path = made["client_id"], f"/parties/{made['client_id']}/rotate-secret"
     first, second = made["client_secret"], ok(call(place, "POST", path))["client_secret"]

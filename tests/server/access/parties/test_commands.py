@@ -124,7 +124,7 @@ def test_ids_of_a_disabled_party_stay_its_own_until_they_are_taken_from_it(datab
         (["--add-wmi", "WXD", "--add-wmi", "WXB"], ["The WMI WXB belongs to B already."]),
     ],
 )  # fmt: skip
-def test_edit_that_makes_no_sense_is_refused_and_nothing_of_it_happens(
+def test_party_edit_that_makes_no_sense_is_refused_and_nothing_of_it_happens(
     database: str, options: list[str], sentences: list[str]
 ) -> None:
     add("A", "--role", "oem", "--wmi", "WEX")
@@ -190,7 +190,7 @@ def hashes(database: str) -> list[str]:
     return [row[0] for row in sql(database, "select hash from party_secret order by created_at desc")]
 
 
-def test_expired_secret_is_refused_and_removed_by_the_next_rotation(database: str) -> None:
+def test_secret_that_expired_is_refused_and_removed_by_the_next_rotation(database: str) -> None:
     add("A", "--role", "cpo")
     rotated("A")
     sql(database, "update party_secret set expires_at = 1 where expires_at is not null")
@@ -199,7 +199,7 @@ def test_expired_secret_is_refused_and_removed_by_the_next_rotation(database: st
     assert len(hashes(database)) == 2
 
 
-def test_words_for_people_say_how_long_the_secret_before_is_good(database: str) -> None:
+def test_secret_validity_for_people_says_how_long_the_previous_one_is_valid(database: str) -> None:
     add("A", "--role", "cpo")
     client_id, secret, last, older = ccp_ok("party", "rotate-secret", "A").lines
     assert client_id.split() == ["client_id", "a"]
@@ -236,12 +236,12 @@ def test_rotation_that_makes_no_sense_is_refused(database: str, options: list[st
 
 
 @pytest.mark.parametrize("command", ["show", "edit --name B", "disable", "enable", "rotate-secret"])
-def test_unknown_party_is_an_error(database: str, command: str) -> None:
+def test_party_that_is_unknown_is_an_error(database: str, command: str) -> None:
     name, *options = command.split()
     assert ccp_error("party", name, "absent", *options) == "There is no party named absent."
 
 
-def test_every_change_is_in_the_audit_trail_with_who_made_it_and_no_secret(database: str) -> None:
+def test_party_changes_are_in_the_audit_trail_with_who_made_them_and_no_secret(database: str) -> None:
     secret = add("A", "--role", "oem", "--wmi", "WEX")["client_secret"]
     ccp_ok("party", "edit", "A", "--add-wmi", "WXB")
     ccp_ok("party", "edit", "A", "--add-wmi", "WXB")  # Nothing that was not so before.

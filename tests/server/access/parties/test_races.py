@@ -45,7 +45,7 @@ def compete(url: str, number: int, barrier: Any, outcomes: Queue[tuple[int, int,
     asyncio.run(run())
 
 
-def test_registry_gives_a_contested_wmi_to_one_process_and_names_it_to_others(
+def test_party_id_that_processes_contest_goes_to_one_and_is_named_to_the_others(
     tmp_path: Path,
 ) -> None:
     url = new_database(tmp_path)

@@ -122,7 +122,7 @@ def test_name_that_could_write_to_a_terminal_or_hide_something_is_refused(text: 
         parse_name(text)
 
 
-def test_blanks_of_a_name_do_not_count() -> None:
+def test_party_name_blanks_do_not_count() -> None:
     assert parse_name("  Example   eMSP ") == "Example eMSP"
     assert parse_name("A" * 100 + "    ") == "A" * 100
 

@@ -52,7 +52,7 @@ def test_certificate_is_read_as_nginx_writes_it_and_as_rfc_9440_says() -> None:
         b":" + b"A" * 20_000 + b":", b":" + base64.b64encode(OURS.der) + b":;a=1",
     ],
 )  # fmt: skip
-def test_invalid_client_certificate_is_none(value: bytes) -> None:
+def test_client_certificate_that_is_invalid_is_none(value: bytes) -> None:
     assert parse_certificate_header(value) is None
 
 
@@ -92,7 +92,7 @@ def refused(answer: httpx.Response) -> None:
     assert sentences(answer, 401) == ["The access token is not valid (any more)."]
 
 
-def test_bound_token_is_valid_with_its_certificate_only(behind: Pool) -> None:
+def test_token_that_is_bound_is_valid_with_its_certificate_only(behind: Pool) -> None:
     token = granted(behind, **{HEADER: OURS.escaped})
     assert claims_of(token)["cnf"] == {"x5t#S256": OURS.thumbprint}
     rfc_9440 = ":" + base64.b64encode(OURS.der).decode() + ":"
@@ -204,7 +204,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-def test_mutual_tls_refuses_clients_without_a_certificate_of_the_ca(served: Served) -> None:
+def test_client_ca_keeps_clients_without_its_certificate_from_connecting(served: Served) -> None:
     for name in (None, "stranger"):
         with served.client(name) as http, pytest.raises(httpx.TransportError):
             http.get("/health")

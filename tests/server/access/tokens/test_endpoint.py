@@ -72,7 +72,7 @@ def test_audience_is_compared_as_addresses_are_and_comes_in_json_too(pool: Pool)
         "urn:a:b",
     ],
 )
-def test_another_audience_is_an_invalid_target(pool: Pool, audience: str) -> None:
+def test_audience_of_another_server_is_an_invalid_target(pool: Pool, audience: str) -> None:
     refused(ask(pool, "emsp", audience=audience), "invalid_target")
 
 
@@ -112,7 +112,7 @@ def test_scope_narrows_the_token_to_those_roles_of_the_party(pool: Pool) -> None
     assert post(pool, narrow).status_code == 403
 
 
-def test_empty_scope_is_none(pool: Pool) -> None:
+def test_scope_that_is_empty_is_none(pool: Pool) -> None:
     for scope in ("", " "):
         assert granted(ask(pool, "emsp", scope=scope))["scope"] == "emsp"
 
@@ -164,7 +164,7 @@ def test_pool_describes_itself_as_an_authorisation_server(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("path", ["/.well-known/jwks.json", "/.well-known/oauth-authorization-server"])
-def test_public_endpoints_are_cacheable_for_the_key_activation_delay(pool: Pool, path: str) -> None:
+def test_published_keys_are_cacheable_for_the_key_activation_delay(pool: Pool, path: str) -> None:
     answer = pool.http.get(path)
     assert answer.headers["cache-control"] == "public, max-age=30"
     assert answer.headers["x-content-type-options"] == "nosniff"

@@ -93,7 +93,7 @@ def test_caller_with_a_token_of_an_issuer_does_what_a_registered_one_does(trusti
     assert httpx.get(f"{path}/contractData/pcid/{car.pcid}", headers=maker).status_code == 200
 
 
-def test_each_algorithm_that_is_allowed_verifies(pkis: dict[str, PKI]) -> None:
+def test_algorithms_that_are_allowed_verify(pkis: dict[str, PKI]) -> None:
     keys = {algorithm: key(algorithm, algorithm) for algorithm in ALL}
     with fake_issuer(*keys.values()) as fake, pool_with(pkis, fake.entry(algorithms=ALL)) as running:
         for algorithm, by in keys.items():
@@ -283,7 +283,7 @@ def test_key_says_itself_what_it_may_be_used_for(pkis: dict[str, PKI]) -> None:
             refused(post(running, fake.token(other, "RS256")))
 
 
-def test_unusable_keys_of_a_set_are_ignored(pkis: dict[str, PKI]) -> None:
+def test_keys_of_a_set_that_are_unusable_are_ignored(pkis: dict[str, PKI]) -> None:
     short = RSAKey.import_key(rsa.generate_private_key(65537, 2047), {"kid": "short"})
     good = key("RS256", "good")
     leaked = key("ES256", "leaked")
@@ -364,7 +364,7 @@ def test_new_key_is_fetched_when_a_token_names_it(pkis: dict[str, PKI]) -> None:
         assert fake.asked == asked + 1
 
 
-def test_withdrawn_key_ends_cached_tokens_at_the_next_refresh(
+def test_key_that_is_withdrawn_ends_cached_tokens_at_the_next_refresh(
     pkis: dict[str, PKI],
 ) -> None:
     with fake_issuer() as fake, pool_with(pkis, fake.entry(jwks_refresh_interval=1)) as running:
@@ -430,7 +430,7 @@ def test_keys_of_before_stay_while_the_issuer_answers_nonsense(pkis: dict[str, P
         assert fake.server.count(KEYS + "/moved") == 0
 
 
-def test_hanging_issuer_delays_only_its_own_callers_by_two_seconds(pkis: dict[str, PKI]) -> None:
+def test_issuer_that_hangs_delays_only_its_own_callers_by_two_seconds(pkis: dict[str, PKI]) -> None:
     with fake_issuer() as fake, pool_with(pkis, fake.entry(jwks_refresh_cooldown=0.2)) as running:
         assert post(running, fake.token()).status_code == 400
         fake.says(Reply(body=key_set(key()), delay=30))

@@ -37,7 +37,7 @@ HEADER = encoded(b'{"alg":"ES256","kid":"1"}')
         f"{HEADER}.{encoded(bytes([0xFF]))}.AA",
     ],
 )  # fmt: skip
-def test_invalid_token_is_malformed(token: str) -> None:
+def test_token_that_is_invalid_is_malformed(token: str) -> None:
     began = time.monotonic()
     with pytest.raises(MalformedToken):
         parse_compact(token)
@@ -45,14 +45,14 @@ def test_invalid_token_is_malformed(token: str) -> None:
 
 
 @given(st.text() | st.binary().map(encoded).map(lambda part: f"{HEADER}.{part}.AA"))
-def test_any_text_is_a_token_or_malformed(text: str) -> None:
+def test_token_of_any_text_is_read_or_malformed(text: str) -> None:
     with suppress(MalformedToken):
         parse_compact(text)
 
 
 @given(st.dictionaries(st.sampled_from(["alg", "kid", "typ", "crit", "b64", "jwk", "x"]), st.none() | st.booleans()
                        | st.integers() | st.text(max_size=5) | st.lists(st.text(max_size=3), max_size=3)))  # fmt: skip
-def test_any_header_is_refused_in_order_where_the_key_is_not_known(header: dict[str, object]) -> None:
+def test_header_of_any_kind_is_refused_in_order_where_the_key_is_not_known(header: dict[str, object]) -> None:
     token = f"{encoded(json.dumps(header).encode())}.e30.AA"
     with pytest.raises(TokenError):
         verify(parse_compact(token), [], ("ES256",))
@@ -76,7 +76,7 @@ def test_keys_of_one_name_are_all_tried_since_sets_may_hold_such() -> None:
         assert verify(parse_compact(signed({"a": 1}, signer)), keys, ("ES256",)).claims == {"a": 1}
 
 
-def test_empty_algorithm_list_allows_nothing() -> None:
+def test_algorithm_list_that_is_empty_allows_nothing() -> None:
     one = key()
     keys, _ = parse_jwk_set(key_set(one))
     with pytest.raises(TokenError):

@@ -45,7 +45,7 @@ def stored(kid: str, created: datetime = AT, starts: datetime | None = None, end
 # --- Which key signs -------------------------------------------------------------------------------------------------
 
 
-def test_newest_key_that_has_started_signs() -> None:
+def test_key_that_is_the_newest_to_have_started_signs() -> None:
     old, new = stored("old", ends=AT + DAY), stored("new", AT + HOUR, AT + HOUR + 30 * SECOND)
     assert current_key([new, old], AT + HOUR) == old
     assert current_key([old, new], AT + HOUR + 29 * SECOND) == old
@@ -56,12 +56,12 @@ def test_key_of_an_older_release_signs_from_its_making() -> None:
     assert current_key([stored("a"), stored("b", AT + HOUR)], AT + HOUR) == stored("b", AT + HOUR)
 
 
-def test_first_key_signs_before_its_start_if_no_other_has_started() -> None:
+def test_key_that_is_the_first_signs_before_its_start_if_no_other_has_started() -> None:
     soon, later = stored("soon", starts=AT + SECOND), stored("later", starts=AT + HOUR)
     assert current_key([later, soon], AT) == soon
 
 
-def test_retired_key_neither_signs_nor_verifies() -> None:
+def test_key_that_is_retired_neither_signs_nor_verifies() -> None:
     retired = stored("retired", ends=AT + HOUR)
     assert retired.verifies(AT + HOUR - SECOND)
     assert not retired.verifies(AT + HOUR)
@@ -80,7 +80,7 @@ def kids(url: str) -> list[str]:
     return [key.kid for key in read(url, signing_keys.list_all())]
 
 
-def test_rotating_retires_the_others_and_keeps_them_until_then(url: str) -> None:
+def test_rotation_retires_the_others_and_keeps_them_until_then(url: str) -> None:
     new = stored("new", AT + HOUR, AT + HOUR + 30 * SECOND)
     write(url, signing_keys.ensure(stored("old")), signing_keys.rotate(new, AT + 2 * DAY, AT + HOUR))
     assert read(url, signing_keys.list_all()) == [new, stored("old", ends=AT + 2 * DAY)]
@@ -107,14 +107,14 @@ def test_keys_are_rotated_at_their_maximum_age(url: str) -> None:
     assert kids(url) == ["new", "old"]
 
 
-def test_revoked_key_is_gone_and_another_goes_on_signing(url: str) -> None:
+def test_key_that_is_revoked_is_gone_and_another_goes_on_signing(url: str) -> None:
     write(url, signing_keys.ensure(stored("old")), signing_keys.rotate(stored("new", AT + HOUR), AT + DAY, AT + HOUR))
     assert write(url, signing_keys.revoke("old", stored("spare"))) is False
     assert kids(url) == ["new"]
 
 
 @pytest.mark.parametrize("rotated", [False, True])
-def test_last_key_that_may_go_on_signing_is_not_revoked_without_a_new_one(url: str, rotated: bool) -> None:
+def test_key_that_is_the_last_to_sign_is_not_revoked_without_a_new_one(url: str, rotated: bool) -> None:
     write(url, signing_keys.ensure(stored("old")))
     if rotated:
         write(url, signing_keys.rotate(stored("new", AT + HOUR), AT + DAY, AT + HOUR))
@@ -122,7 +122,7 @@ def test_last_key_that_may_go_on_signing_is_not_revoked_without_a_new_one(url: s
     assert kids(url) == (["spare", "old"] if rotated else ["spare"])
 
 
-def test_revoking_a_key_that_is_not_there_is_not_found_and_changes_nothing(url: str) -> None:
+def test_key_that_is_not_there_is_not_found_for_revoking_and_nothing_changes(url: str) -> None:
     write(url, signing_keys.ensure(stored("old")))
     before = sql(url, "select * from change_count")
     with pytest.raises(NotFound, match="There is no key other"):
@@ -130,7 +130,7 @@ def test_revoking_a_key_that_is_not_there_is_not_found_and_changes_nothing(url: 
     assert (kids(url), sql(url, "select * from change_count")) == (["old"], before)
 
 
-def test_retired_keys_are_removed_and_nothing_is_counted_where_there_are_none(url: str) -> None:
+def test_keys_that_are_retired_are_removed_and_counted_where_there_are_some(url: str) -> None:
     write(url, signing_keys.ensure(stored("old")), signing_keys.rotate(stored("new", AT + HOUR), AT + DAY, AT + HOUR))
     before = sql(url, "select * from change_count")
     assert write(url, signing_keys.remove_retired(AT + DAY - SECOND)) == 0
@@ -233,7 +233,7 @@ def test_replace_old_keys_with_lifetime_zero_only_removes_retired_keys(registere
     assert len(kids(registered)) == 1
 
 
-def test_unknown_kid_reloads_keys_at_most_once_a_second(
+def test_key_id_that_is_unknown_reloads_keys_at_most_once_a_second(
     registered: str,
 ) -> None:
     async def meet() -> None:
@@ -300,7 +300,7 @@ def test_change_of_a_party_forgets_no_token_and_of_no_other_party_anything(regis
     asyncio.run(change())
 
 
-def test_cached_token_ends_with_its_key_even_if_it_claims_to_last_longer(registered: str) -> None:
+def test_token_that_is_cached_ends_with_its_key_even_if_it_claims_to_last_longer(registered: str) -> None:
     """Who stole a key that is retired since signs for a time when it should be worthless."""
 
     async def forge() -> None:
@@ -411,7 +411,7 @@ def test_rotation_refuses_no_token_and_publishes_the_new_key_before_it_signs(ser
     assert {kid_of(served.token()) for _ in range(6)} <= {before["kid"], made["kid"]}
 
 
-def test_revoked_key_ends_its_tokens_in_all_workers_within_five_seconds(served: Served) -> None:
+def test_key_that_is_revoked_ends_its_tokens_in_all_workers_within_five_seconds(served: Served) -> None:
     held = served.token()
     assert served.statuses(held) == {404}
     signing_kid = kid_of(held)
@@ -425,7 +425,7 @@ def test_revoked_key_ends_its_tokens_in_all_workers_within_five_seconds(served: 
     assert served.statuses(fresh) == {404}
 
 
-def test_disabled_party_is_refused_by_all_workers_within_five_seconds(served: Served) -> None:
+def test_party_that_is_disabled_is_refused_by_all_workers_within_five_seconds(served: Served) -> None:
     held = served.token()
     assert served.statuses(held) == {404}
     ccp_ok("party", "disable", "emsp", "--config", served.config)
@@ -463,7 +463,7 @@ def test_keys_are_listed_rotated_and_revoked_by_command(url: str, environment: d
     ]  # fmt: skip
 
 
-def test_no_new_key_is_named_like_an_option() -> None:
+def test_key_that_is_new_is_never_named_like_an_option() -> None:
     assert not [kid for kid in (token_keys.new_key(AT).kid for _ in range(400)) if kid.startswith("-")]
 
 

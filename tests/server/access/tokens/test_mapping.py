@@ -237,7 +237,7 @@ def test_issuers_are_tables_of_the_file_and_their_files_lie_beside_it(file: Path
 
 
 @pytest.mark.parametrize("issuer", ["https://b.example.com", "https://ccp.example.com"])
-def test_two_issuers_of_one_name_and_the_pools_own_are_refused(file: Path, issuer: str) -> None:
+def test_issuers_of_one_name_and_of_the_pools_own_are_refused(file: Path, issuer: str) -> None:
     with pytest.raises(ConfigurationError, match="a unique issuer"):
         settings.load(written(file, issuer))
 
@@ -247,12 +247,12 @@ def test_serve_refuses_an_issuer_with_unsafe_algorithms(file: Path) -> None:
     assert sentence.startswith("issuers.1.algorithms: none cannot be allowed, only ES256")
 
 
-def test_serving_without_the_file_of_an_issuers_keys_is_refused_in_one_sentence(file: Path) -> None:
+def test_issuer_without_its_file_of_keys_keeps_serve_from_starting_in_one_sentence(file: Path) -> None:
     sentence = ccp_error("serve", "--config", written(file), "--database", f"sqlite:///{file.parent / 'ccp.db'}")
     assert sentence.startswith("The keys of https://a.example.com in ")
 
 
-def test_age_of_keys_is_no_matter_of_minutes() -> None:
+def test_issuer_keys_age_is_no_matter_of_minutes() -> None:
     assert settings.load().token_key_lifetime == 30 * 86_400
     assert settings.load(token_key_lifetime=0).token_key_lifetime == 0
     with pytest.raises(ConfigurationError, match=r"token_key_lifetime: .*0 or at least 3600"):

@@ -33,7 +33,7 @@ def test_secrets_are_long_and_never_the_same() -> None:
     assert min(map(len, secrets)) >= 43
 
 
-def test_either_of_two_live_secrets_fits() -> None:
+def test_secrets_fit_while_both_are_live() -> None:
     older, newer = new_secret(), new_secret()
     hashes = [hash_secret(newer), hash_secret(older)]
     assert matching_hash(hashes, newer) == hashes[0]

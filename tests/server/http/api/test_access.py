@@ -80,7 +80,7 @@ def unauthorised(answer: httpx.Response) -> list[str]:
         "Bearer " + "A" * 4000,
     ],
 )
-def test_no_operation_is_open_to_a_caller_without_a_token(
+def test_operations_are_not_open_to_a_caller_without_a_token(
     pool: Pool, operation: str, authorization: str | None
 ) -> None:
     headers = {} if authorization is None else {"Authorization": authorization}
@@ -102,7 +102,7 @@ def test_no_operation_is_open_to_a_caller_without_a_token(
         b"eyJhbGciOiJFUzI1NiJ9.e30." + b"A" * 86,
     ],
 )
-def test_bytes_that_are_no_token_are_refused_and_nothing_worse(pool: Pool, token: bytes) -> None:
+def test_token_of_any_bytes_is_refused_and_nothing_worse_happens(pool: Pool, token: bytes) -> None:
     unauthorised(
         pool.http.get(f"{BASE}/contractData/emaid/{new_emaid()}", headers={b"Authorization": b"Bearer " + token})
     )
@@ -179,7 +179,7 @@ def test_token_under_the_public_key_as_a_shared_secret_is_refused(pool: Pool, ke
         assert unauthorised(with_token(pool, f"{signed}.{encoded(mac)}")) == [INVALID]
 
 
-def test_issued_token_ends_with_its_lifetime(pool: Pool) -> None:
+def test_token_that_is_issued_ends_with_its_lifetime(pool: Pool) -> None:
     async def issue(at: datetime) -> str:
         async with opened(pool.settings) as store:
             authority = AuthorizationServer(store, issuer=pool.base_url, lifetime=3600)
@@ -252,7 +252,7 @@ def test_cps_publishes_for_every_provider_it_is_registered_for(pool: Pool) -> No
     assert pool.cps.put("/signedcontractdata", json=other.body).status_code == 201
 
 
-def test_maker_reaches_its_own_vehicles_only(pool: Pool) -> None:
+def test_oem_reaches_its_own_vehicles_only(pool: Pool) -> None:
     car = pool.car(wmi="WXB")
     contract = pool.publish(car)
     for method, path in (
@@ -278,7 +278,7 @@ def test_contract_of_another_party_looks_like_an_unknown_contract(pool: Pool) ->
     assert sentences(answers[0], 400) == sentences(answers[1], 400)
 
 
-def test_operator_cannot_tell_whose_car_has_contracts_without_its_signature(pool: Pool) -> None:
+def test_cpo_cannot_tell_whose_car_has_contracts_without_its_signature(pool: Pool) -> None:
     assert pool.cpo.get(f"/contractData/pcid/{new_pcid()}").status_code == 403
 
 
@@ -369,7 +369,7 @@ def test_parameters_that_are_not_known_are_passed_over(pool: Pool, form: dict[st
     granted(pool, pool.http.post("/oauth/token", json={**form, **more}))
 
 
-def test_wrong_secret_and_an_unknown_client_are_refused_in_the_same_words(pool: Pool, form: dict[str, str]) -> None:
+def test_secret_that_is_wrong_and_a_client_that_is_unknown_get_the_same_words(pool: Pool, form: dict[str, str]) -> None:
     answers = [
         pool.http.post("/oauth/token", data={**form, "client_secret": "wrong"}),
         pool.http.post("/oauth/token", data={**form, "client_id": "unknown"}),
@@ -390,7 +390,7 @@ def test_credentials_that_are_left_out_or_empty_are_refused(pool: Pool, form: di
 
 
 @pytest.mark.parametrize("grant", ["password", "authorization_code", "", "CLIENT_CREDENTIALS"])
-def test_another_grant_type_is_refused(pool: Pool, form: dict[str, str], grant: str) -> None:
+def test_grant_type_of_another_kind_is_refused(pool: Pool, form: dict[str, str], grant: str) -> None:
     refused(pool.http.post("/oauth/token", data={**form, "grant_type": grant}), 400, "unsupported_grant_type")
 
 
@@ -455,6 +455,6 @@ def test_token_endpoint_takes_post_only(pool: Pool) -> None:
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
 
-def test_each_token_is_another_one(pool: Pool, form: dict[str, str]) -> None:
+def test_tokens_differ_from_one_another(pool: Pool, form: dict[str, str]) -> None:
     tokens = {pool.http.post("/oauth/token", data=form).json()["access_token"] for _ in range(3)}
     assert len(tokens) == 3

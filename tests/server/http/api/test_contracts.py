@@ -68,7 +68,7 @@ def test_namespace_is_iso2_unless_another_is_asked_for(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("alias", ["urn:iso:15118:20:2022:MsgDef", "urn:iso:std:iso:15118:-20:CommonMessages"])
-def test_alias_of_the_namespace_is_understood_in_every_reading(pool: Pool, alias: str) -> None:
+def test_namespace_alias_is_understood_in_every_reading(pool: Pool, alias: str) -> None:
     car = pool.car("iso20")
     contract = pool.publish(car)
     query = {"xsdMsgDefNamespace": alias}
@@ -82,7 +82,7 @@ def test_alias_of_the_namespace_is_understood_in_every_reading(pool: Pool, alias
 
 
 @pytest.mark.parametrize("namespace", ["", "iso2", "urn:iso:15118:2:2010:MsgDef", "URN:ISO:15118:2:2013:MSGDEF"])
-def test_unknown_namespace_is_refused_in_every_reading(pool: Pool, namespace: str) -> None:
+def test_namespace_that_is_unknown_is_refused_in_every_reading(pool: Pool, namespace: str) -> None:
     for client, path in (
         (pool.emsp, f"/contractData/emaid/{new_emaid()}"),
         (pool.oem, f"/contractData/pcid/{new_pcid()}"),
@@ -112,14 +112,14 @@ def test_fingerprint_of_a_root_chooses_among_the_variants(pool: Pool, change) ->
             assert sentences(answer, 400) == ['cpsV2GRootCertificateFingerprint : must match "^[0-9a-fA-F]{64}$"']
 
 
-def test_all_contracts_of_a_vehicle_are_listed_whoever_owns_them(pool: Pool) -> None:
+def test_contracts_of_a_vehicle_are_all_listed_whoever_owns_them(pool: Pool) -> None:
     car = pool.car()
     emaids = {pool.publish(car, new_emaid(provider)).emaid for provider in ("DEEXA", "NLEXB", "DEEXA")}
     assert {item["emaid"] for item in pool.listed(car)} == emaids
     assert sum(item["defaultContract"] for item in pool.listed(car)) == 1
 
 
-def test_expired_contract_is_still_shown_to_those_it_belongs_to(pool: Pool) -> None:
+def test_contract_that_expired_is_still_shown_to_those_it_belongs_to(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     pool.expire(contract.emaid)
@@ -143,13 +143,13 @@ def test_emaid_in_a_path_may_be_spelled_in_every_way(pool: Pool) -> None:
     assert pool.emsp.delete(f"/signedcontractdata/{spellings(contract.emaid)[-1]}").status_code == 200
 
 
-def test_wrong_check_digit_is_part_of_another_emaid(pool: Pool) -> None:
+def test_emaid_with_a_wrong_check_digit_is_another_emaid(pool: Pool) -> None:
     contract = pool.publish(pool.car())
     wrong = "1" if check_digit(contract.emaid) == "0" else "0"
     sentences(pool.emsp.get(f"/contractData/emaid/{contract.emaid}{wrong}"), 404)
 
 
-def test_seventeen_and_eighteen_characters_are_different_vehicles(pool: Pool) -> None:
+def test_pcids_of_seventeen_and_of_eighteen_characters_are_different_vehicles(pool: Pool) -> None:
     car = pool.car()
     pool.publish(car)
     assert len(car.pcid) == 17
@@ -159,7 +159,7 @@ def test_seventeen_and_eighteen_characters_are_different_vehicles(pool: Pool) ->
 @pytest.mark.parametrize(
     "emaid", ["DEEXAC1234567", "D1EXAC12345678", "DEEXAC1234567%C3%A4", "DEEXA%2FC12345678", "%00" * 14]
 )
-def test_invalid_emaid_in_a_path_is_refused(pool: Pool, emaid: str) -> None:
+def test_emaid_that_is_invalid_in_a_path_is_refused(pool: Pool, emaid: str) -> None:
     pcid = new_pcid()
     for client, method, path in (
         (pool.emsp, "GET", f"/contractData/emaid/{emaid}"),
@@ -172,7 +172,7 @@ def test_invalid_emaid_in_a_path_is_refused(pool: Pool, emaid: str) -> None:
 
 
 @pytest.mark.parametrize("pcid", ["WEX0", "WEX0TEST-00000000", "WEX0TEST%2F0000000", "WEX0TEST000000000ab"])
-def test_invalid_pcid_in_a_path_is_refused(pool: Pool, pcid: str) -> None:
+def test_pcid_that_is_invalid_in_a_path_is_refused(pool: Pool, pcid: str) -> None:
     emaid = new_emaid()
     for method, path in (
         ("GET", f"/contractData/pcid/{pcid}"),
@@ -191,7 +191,7 @@ def test_errors_of_a_request_are_listed_together(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("change", [str.lower, str.upper, str.title])
-def test_fixed_segments_of_paths_are_matched_without_regard_to_case(pool: Pool, change) -> None:  # type: ignore[no-untyped-def]
+def test_path_segments_that_are_fixed_are_matched_without_regard_to_case(pool: Pool, change) -> None:  # type: ignore[no-untyped-def]
     car = pool.car()
     contract = pool.contract(car)
     every, base = pool.base_url, change("/opnc/v1/ccp")
@@ -211,7 +211,7 @@ def test_fixed_segments_of_paths_are_matched_without_regard_to_case(pool: Pool, 
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_maker_of_a_car_gets_its_signed_contract(pool: Pool, edition: str) -> None:
+def test_oem_gets_the_signed_contract_of_its_vehicle(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     contract = pool.publish(car)
     root = pool.pki(edition).v2g_root.certificate
@@ -241,7 +241,7 @@ def test_session_id_is_put_into_the_message_which_the_car_still_accepts(pool: Po
     assert car.install(response_bytes(item), bytes.fromhex(session), AT)[0] == contract.emaid
 
 
-def test_empty_session_id_leaves_the_message_as_it_was_published(pool: Pool) -> None:
+def test_session_id_that_is_empty_leaves_the_message_as_it_was_published(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     for query in ("?sessionID=", "?sessionID", ""):
@@ -257,7 +257,7 @@ def test_session_id_that_is_not_at_most_eight_bytes_in_hexadecimal_is_refused(po
     assert sentence.startswith("sessionID : ")
 
 
-def test_all_variants_come_newest_first(pool: Pool) -> None:
+def test_variants_all_come_newest_first(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     pool.publish(car, contract.emaid, signer="other_iso2")
@@ -281,7 +281,7 @@ def test_contract_of_another_vehicle_is_not_found(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("headers", [{}, {"X-Skip-Revocation": "true"}, {"x-skip-revocation": "False"}])
-def test_deleting_a_contract_takes_all_its_variants(pool: Pool, headers: dict[str, str]) -> None:
+def test_withdraw_of_a_contract_takes_all_its_variants(pool: Pool, headers: dict[str, str]) -> None:
     car = pool.car()
     other = Car.from_credential(pool.pki("iso20"), again(pool.pki("iso20"), car), car.pcid)
     contract = pool.publish(car)
@@ -295,14 +295,14 @@ def test_deleting_a_contract_takes_all_its_variants(pool: Pool, headers: dict[st
 
 
 @pytest.mark.parametrize("value", ["", "1", "yes", "skip"])
-def test_skipping_revocation_is_asked_for_by_true_or_false_only(pool: Pool, value: str) -> None:
+def test_skip_revocation_is_asked_for_by_true_or_false_only(pool: Pool, value: str) -> None:
     contract = pool.publish(pool.car())
     answer = pool.emsp.delete(f"/signedcontractdata/{contract.emaid}", headers={"X-Skip-Revocation": value})
     assert sentences(answer, 400) == ["X-Skip-Revocation : must be true or false"]
     assert pool.stored(contract.emaid) == 1
 
 
-def test_deleting_the_default_makes_no_other_contract_the_default(pool: Pool) -> None:
+def test_withdraw_of_the_default_makes_no_other_contract_the_default(pool: Pool) -> None:
     car = pool.car()
     default, other = pool.publish(car), pool.publish(car)
     assert pool.emsp.delete(f"/signedcontractdata/{default.emaid}").status_code == 200
@@ -336,7 +336,7 @@ def test_setting_the_default_moves_it_for_all_variants_and_may_be_repeated(pool:
         assert pool.ask(car)[0]["emaid"] == second.emaid
 
 
-def test_replaced_default_stays_the_default(pool: Pool) -> None:
+def test_default_that_is_replaced_stays_the_default(pool: Pool) -> None:
     car = pool.car()
     first, second = pool.publish(car), pool.publish(car)
     assert pool.oem.post(f"/signedcontractdata/{second.emaid}/{car.pcid}/setdefault").status_code == 200

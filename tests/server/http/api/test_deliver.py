@@ -47,9 +47,7 @@ def test_car_gets_its_contract_and_can_install_it(pool: Pool, edition: str) -> N
 
 @pytest.mark.parametrize("session", [b"", b"\0", b"\1\2\3", b"\xff" * 8])
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_delivered_message_has_the_request_session_and_a_valid_signature(
-    pool: Pool, edition: str, session: bytes
-) -> None:
+def test_delivery_has_the_request_session_and_a_valid_signature(pool: Pool, edition: str, session: bytes) -> None:
     car = pool.car(edition)
     contract = pool.publish(car)
     (item,) = pool.ask(car, session)
@@ -123,7 +121,7 @@ def test_car_that_lists_no_known_root_gets_the_newest_variant(pool: Pool) -> Non
     assert item["cpsV2GRootCertificateFingerprint"] == pool.pki("other_iso2").v2g_root.certificate.fingerprint
 
 
-def test_sole_contract_is_delivered_when_none_is_the_default(pool: Pool) -> None:
+def test_delivery_of_a_sole_contract_happens_when_none_is_the_default(pool: Pool) -> None:
     car = pool.car()
     default, other = pool.publish(car), pool.publish(car)
     assert pool.emsp.delete(f"/signedcontractdata/{default.emaid}").status_code == 200
@@ -162,7 +160,7 @@ def test_peer_pool_may_ask_like_an_operator(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_stranger_gets_nothing_even_when_others_are_asked(pool: Pool, edition: str) -> None:
+def test_delivery_to_a_stranger_has_nothing_even_when_others_are_asked(pool: Pool, edition: str) -> None:
     answer = pool.post(pool.car(edition), headers={"broadcast": "true", "alwaysReturnEXI": "false"})
     sentences(answer, 404)
 
@@ -239,7 +237,7 @@ def test_contract_is_as_old_as_its_first_variant(pool: Pool) -> None:
     assert [item["emaid"] for item in pool.ask(car)] == [default, second, third]
 
 
-def test_expired_contract_is_left_out_of_several(pool: Pool) -> None:
+def test_delivery_of_several_leaves_an_expired_contract_out(pool: Pool) -> None:
     car = pool.car("iso20")
     first, second, third = (pool.publish(car).emaid for _ in range(3))
     pool.expire(second)
@@ -258,7 +256,7 @@ def strict(pkis: dict[str, PKI]) -> Iterator[Pool]:
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_strict_root_match_gives_nothing_to_a_car_without_a_known_root(strict: Pool, edition: str) -> None:
+def test_delivery_with_strict_root_match_is_nothing_for_a_car_without_known_root(strict: Pool, edition: str) -> None:
     car = strict.car(edition)
     strict.publish(car)
     code, reason = negative(strict, car, car.request(SESSION, AT, roots=(iso2.X509IssuerSerial("CN=Unknown Root", 1),)))
@@ -267,7 +265,7 @@ def test_strict_root_match_gives_nothing_to_a_car_without_a_known_root(strict: P
     assert len(strict.ask(car)) == 1
 
 
-def test_policy_none_does_not_deliver_an_only_contract_that_is_not_the_default(strict: Pool) -> None:
+def test_delivery_with_policy_none_leaves_an_only_contract_that_is_no_default_out(strict: Pool) -> None:
     car = strict.car()
     default, other = strict.publish(car), strict.publish(car)
     assert strict.emsp.delete(f"/signedcontractdata/{default.emaid}").status_code == 200

@@ -40,7 +40,7 @@ def test_car_without_a_contract_is_told_so(pool: Pool, edition: str) -> None:
 
 @pytest.mark.parametrize("session", [b"", b"\7", b"\xff" * 8])
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_negative_answer_carries_the_session_of_the_request(pool: Pool, edition: str, session: bytes) -> None:
+def test_negative_response_carries_the_session_of_the_request(pool: Pool, edition: str, session: bytes) -> None:
     negative(pool, pool.car(edition), session=session)
 
 
@@ -63,7 +63,7 @@ def test_contract_that_expires_while_it_waits_is_not_delivered_any_more(pool: Po
     assert negative(pool, car)[0] == "FAILED_NoCertificateAvailable"
 
 
-def test_expired_default_does_not_block_the_only_valid_contract(pool: Pool) -> None:
+def test_default_that_expired_does_not_block_the_only_valid_contract(pool: Pool) -> None:
     car = pool.car()
     default, other = pool.publish(car), pool.publish(car)
     pool.expire(default.emaid)
@@ -177,7 +177,7 @@ def test_delivery_uses_the_placeholder_for_a_certificate_without_pcid(pool: Pool
     assert read(item).response_code == "FAILED_CertChainError"
 
 
-def test_bytes_that_are_no_certificate_are_answered_like_a_bad_chain(pool: Pool) -> None:
+def test_certificate_that_is_any_other_bytes_is_answered_like_a_bad_chain(pool: Pool) -> None:
     car = pool.car()
     message = exi.decode(car.request(SESSION, AT))
     encoded = exi.encode(message._replace(Body=message.Body._replace(OEMProvisioningCert=b"\x30\x03no!")))
@@ -190,7 +190,7 @@ def test_bytes_that_are_no_certificate_are_answered_like_a_bad_chain(pool: Pool)
 
 @pytest.mark.parametrize("always", ["true", "false"])
 @pytest.mark.parametrize("text", ["", "%%%", "AAA", "AAAA=", "AAAA", "gJg="])
-def test_invalid_exi_is_refused_with_400_whatever_is_asked_for(pool: Pool, text: str, always: str) -> None:
+def test_exi_that_is_invalid_is_refused_with_400_whatever_is_asked_for(pool: Pool, text: str, always: str) -> None:
     body = {"certificateInstallationReq": text, "xsdMsgDefNamespace": ISO2}
     answer = pool.cpo.post("/signedcontractdata", json=body, headers={"alwaysReturnEXI": always})
     messages = sentences(answer, 400)

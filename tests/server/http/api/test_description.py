@@ -120,7 +120,7 @@ def test_requests_of_the_description_without_a_token_are_401(furnished: Pool) ->
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20", "ed448"])
-def test_answers_about_contracts_have_the_described_shape(furnished: Pool, edition: str) -> None:
+def test_description_states_the_shape_of_answers_about_contracts(furnished: Pool, edition: str) -> None:
     pool, description = furnished, schemathesis.openapi.from_path(PUBLISHED)
     car = pool.car(edition)
     contract = pool.publish(car)
@@ -189,7 +189,7 @@ def content(part: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def test_our_own_description_has_every_published_operation_parameter_and_member(furnished: Pool) -> None:
+def test_description_of_our_own_has_every_published_operation_parameter_and_member(furnished: Pool) -> None:
     own = furnished.http.get("/openapi.json").json()
     found = list(operations())
     assert len(found) == 7
@@ -215,7 +215,7 @@ def test_our_own_description_has_every_published_operation_parameter_and_member(
                 assert not lacks(members(content(answer), at), shape), (where, status)
 
 
-def test_our_own_description_stands_on_its_own(furnished: Pool) -> None:
+def test_description_of_our_own_stands_on_its_own(furnished: Pool) -> None:
     own = furnished.http.get("/openapi.json").json()
     assert own["openapi"].startswith("3.")
     names = set(own["components"]["schemas"])

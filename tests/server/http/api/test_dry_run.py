@@ -108,11 +108,11 @@ def unsigned(contract: Contract) -> Contract:
     return replace(contract, message=encoded, body=body)
 
 
-def test_unknown_root_is_told_by_a_dry_run_as_by_the_real_put(around: Pool) -> None:
+def test_dry_run_names_an_unknown_root_as_the_real_put_does(around: Pool) -> None:
     assert same_as_real(around, around.contract(around.car(), signer="stranger"))
 
 
-def test_revoked_contract_is_told_by_a_dry_run_as_by_the_real_put(around: Pool, responder: Responder) -> None:
+def test_dry_run_names_a_revoked_contract_as_the_real_put_does(around: Pool, responder: Responder) -> None:
     contract = around.contract(around.car())
     responder.revoked.add(serial(contract))
     assert "revoked" in same_as_real(around, contract)[0]

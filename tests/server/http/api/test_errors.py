@@ -58,18 +58,18 @@ def test_method_that_a_path_does_not_know_is_405_and_says_which_it_knows(pool: P
         *("/../../etc/passwd", "/%2e%2e/%2e%2e"),
     ],
 )
-def test_unknown_path_is_404_and_is_not_redirected(pool: Pool, path: str) -> None:
+def test_error_for_an_unknown_path_is_404_without_a_redirect(pool: Pool, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
         answer = pool.http.request(method, BASE + path, headers={"Authorization": f"Bearer {pool.token('everything')}"})
         assert sentences(answer, 404) == ["There is nothing at this path."]
 
 
 @pytest.mark.parametrize("path", ["/", "/opnc", "/opnc/v2/ccp/signedcontractdata", "/robots.txt", "/%00", "/%ff"])
-def test_unknown_path_outside_of_the_api_has_the_same_shape(pool: Pool, path: str) -> None:
+def test_error_for_an_unknown_path_outside_of_the_api_has_the_same_shape(pool: Pool, path: str) -> None:
     sentences(pool.http.get(path), 404)
 
 
-def test_every_answer_has_a_trace_id_of_its_own_and_headers_for_safety(pool: Pool) -> None:
+def test_answers_all_have_a_trace_id_of_their_own_and_headers_for_safety(pool: Pool) -> None:
     car = pool.car()
     pool.publish(car)
     answers = [
@@ -135,7 +135,7 @@ def test_metadata_full_of_commas_is_no_body_of_many_parts(pool: Pool) -> None:
     pool.publish(pool.car(), body={"metaData": "{[,]}" * 2000, "unknown": "x" * 30_000})
 
 
-def test_many_requests_go_over_one_connection(pool: Pool) -> None:
+def test_requests_go_over_one_connection(pool: Pool) -> None:
     """Responses are framed correctly, also those to requests whose body the server did not read."""
     for _ in range(3):
         assert pool.client(None).put("/signedcontractdata", content=b"x" * 5000).status_code == 401
@@ -179,7 +179,7 @@ def broken(pkis: dict[str, PKI]) -> Iterator[Pool]:
         yield running
 
 
-def test_mistake_of_ours_is_500_in_the_same_shape_and_is_in_the_log(broken: Pool, log: list[CapturedCall]) -> None:
+def test_error_of_ours_is_500_in_the_same_shape_and_is_in_the_log(broken: Pool, log: list[CapturedCall]) -> None:
     car = broken.car()
     contract = broken.publish(car)
     for party in ("emsp", "oem", "cpo"):
@@ -227,7 +227,7 @@ def test_database_that_does_not_answer_is_503_and_says_when_to_try_again(broken:
     assert broken.http.get("/health").status_code == 200
 
 
-def test_panic_of_a_library_is_a_500_with_a_line_in_the_log(log: list[CapturedCall]) -> None:
+def test_error_by_a_panic_of_a_library_is_a_500_with_a_line_in_the_log(log: list[CapturedCall]) -> None:
     """PyO3 raises PanicException, which is no Exception, where Rust code panics."""
     panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})("index out of bounds")
 

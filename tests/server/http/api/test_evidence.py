@@ -217,7 +217,7 @@ def test_publisher_is_told_of_a_sub_ca_on_a_list(listing: Pool, server: Scripted
     published(listing, contract, 400, f'Certificate "{SUB2}" was revoked at')
 
 
-def test_list_is_asked_for_conditionally_and_its_number_may_not_fall(listing: Pool, server: Scripted) -> None:
+def test_crl_is_asked_for_conditionally_and_its_number_may_not_fall(listing: Pool, server: Scripted) -> None:
     name, path = "iso2 numbers", list_path("iso2", "numbers")
     issuer = listing.pki(name).emsp_sub2
 

@@ -249,7 +249,7 @@ def revoking(pkis: dict[str, PKI]) -> Iterator[tuple[Pool, Scripted]]:
 
 
 @every_dialect
-def test_skip_revocation_header_decides_about_revocation(revoking: tuple[Pool, Scripted], dialect: str) -> None:
+def test_skip_revocation_as_a_header_decides_about_revocation(revoking: tuple[Pool, Scripted], dialect: str) -> None:
     pool, service = revoking
     for value, revoked in ((None, 1), ("false", 1), ("true", 0)):
         contract = pool.publish(pool.car())

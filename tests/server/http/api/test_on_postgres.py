@@ -28,14 +28,14 @@ from tests.server.http.api.test_deliver_refusals import (
     test_car_without_a_contract_is_told_so,
 )
 from tests.server.http.api.test_publish import (
-    test_concurrent_publications_for_a_vehicle_leave_exactly_one_default,
-    test_concurrent_publications_of_a_contract_leave_it_with_one_vehicle,
     test_contract_has_one_variant_for_each_namespace_and_v2g_root,
-    test_failed_replacement_leaves_the_stored_contract_as_it_was,
-    test_first_contract_of_a_vehicle_becomes_its_default_and_the_second_not,
     test_metadata_of_a_contract_is_given_back,
-    test_publishing_a_variant_again_replaces_it_and_answers_201,
-    test_publishing_for_another_vehicle_moves_the_contract_with_all_its_variants,
+    test_publication_for_another_vehicle_moves_the_contract_with_all_its_variants,
+    test_publication_makes_the_first_contract_of_a_vehicle_its_default_alone,
+    test_publication_of_a_variant_again_replaces_it_and_answers_201,
+    test_publication_that_fails_leaves_the_stored_contract_as_it_was,
+    test_publications_at_once_for_a_vehicle_leave_exactly_one_default,
+    test_publications_of_a_contract_at_once_leave_it_with_one_vehicle,
     test_signed_contract_is_stored_and_answered_with_201_and_no_body,
 )
 from tests.world import Pool, start

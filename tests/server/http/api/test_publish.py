@@ -27,7 +27,7 @@ def test_signed_contract_is_stored_and_answered_with_201_and_no_body(pool: Pool,
     assert pool.stored(contract.emaid) == 1
 
 
-def test_first_contract_of_a_vehicle_becomes_its_default_and_the_second_not(pool: Pool) -> None:
+def test_publication_makes_the_first_contract_of_a_vehicle_its_default_alone(pool: Pool) -> None:
     car = pool.car()
     first, second = pool.publish(car), pool.publish(car, new_emaid("NLEXB"))
     assert {item["emaid"]: item["defaultContract"] for item in pool.listed(car)} == {
@@ -36,7 +36,7 @@ def test_first_contract_of_a_vehicle_becomes_its_default_and_the_second_not(pool
     }
 
 
-def test_publishing_a_variant_again_replaces_it_and_answers_201(pool: Pool) -> None:
+def test_publication_of_a_variant_again_replaces_it_and_answers_201(pool: Pool) -> None:
     car = pool.car()
     first = pool.publish(car)
     second = pool.publish(car, first.emaid)
@@ -60,7 +60,7 @@ def test_contract_has_one_variant_for_each_namespace_and_v2g_root(pool: Pool) ->
     assert all(item["defaultContract"] for item in (*pool.listed(car), *pool.listed(other)))
 
 
-def test_publishing_for_another_vehicle_moves_the_contract_with_all_its_variants(pool: Pool) -> None:
+def test_publication_for_another_vehicle_moves_the_contract_with_all_its_variants(pool: Pool) -> None:
     old, new = pool.car(), pool.car()
     contract = pool.publish(old)
     pool.publish(old, contract.emaid, signer="other_iso2")
@@ -87,7 +87,7 @@ def test_metadata_that_not_every_database_can_keep_is_refused(pool: Pool, metada
     assert pool.stored(contract.emaid) == 0
 
 
-def test_optional_members_may_be_null_and_unknown_ones_are_passed_over(pool: Pool) -> None:
+def test_publication_may_have_null_for_optional_members_and_unknown_members(pool: Pool) -> None:
     nulls = {"metaData": None, "cpsV2GRootCertificateFingerprint": None, "cpsRootDistinguishedName": None}
     contract = pool.publish(pool.car(), body={**nulls, "futureMember": {"a": [1]}})
     assert pool.stored(contract.emaid) == 1
@@ -103,7 +103,7 @@ def test_v2g_root_may_be_named_in_either_case(pool: Pool, change: Any) -> None:
 
 
 @pytest.mark.parametrize("alias", ["urn:iso:15118:20:2022:MsgDef", "urn:iso:std:iso:15118:-20:CommonMessages"])
-def test_alias_of_the_namespace_of_part_20_is_stored_under_the_canonical_one(pool: Pool, alias: str) -> None:
+def test_publication_with_the_namespace_alias_of_part_20_is_stored_canonically(pool: Pool, alias: str) -> None:
     car = pool.car("iso20")
     pool.publish(car, body={"xsdMsgDefNamespace": alias})
     assert [item["xsdMsgDefNamespace"] for item in pool.listed(car)] == [ISO20]
@@ -134,7 +134,7 @@ def test_contract_certificate_may_also_lead_to_a_v2g_root(pool: Pool) -> None:
     pool.publish(pool.car(), signer=replace(pki, emsp_sub2=pki.cps_sub2))
 
 
-def test_failed_replacement_leaves_the_stored_contract_as_it_was(pool: Pool) -> None:
+def test_publication_that_fails_leaves_the_stored_contract_as_it_was(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     refused(pool, pool.contract(car, contract.emaid, signer="stranger"))
@@ -142,7 +142,7 @@ def test_failed_replacement_leaves_the_stored_contract_as_it_was(pool: Pool) -> 
     assert item["certificateInstallationRes"] == contract.body["certificateInstallationRes"]
 
 
-def test_chunked_body_is_read_like_any_other(pool: Pool) -> None:
+def test_body_in_chunks_is_read_like_any_other(pool: Pool) -> None:
     contract = pool.contract(pool.car())
     encoded = json.dumps(contract.body).encode()
     chunks = (encoded[at : at + 100] for at in range(0, len(encoded), 100))
@@ -179,7 +179,7 @@ def test_body_that_is_too_large_is_refused_with_413(pool: Pool, method: str, chu
 # --- At the same time ------------------------------------------------------------------------------------------------
 
 
-def test_concurrent_publications_for_a_vehicle_leave_exactly_one_default(pool: Pool) -> None:
+def test_publications_at_once_for_a_vehicle_leave_exactly_one_default(pool: Pool) -> None:
     car = pool.car()
     made = [pool.contract(car, new_emaid(provider)) for provider in ("DEEXA", "NLEXB") for _ in range(4)]
     pool.token("cps")
@@ -190,7 +190,7 @@ def test_concurrent_publications_for_a_vehicle_leave_exactly_one_default(pool: P
     assert sum(item["defaultContract"] for item in pool.listed(car)) == 1
 
 
-def test_concurrent_publications_of_a_contract_leave_it_with_one_vehicle(pool: Pool) -> None:
+def test_publications_of_a_contract_at_once_leave_it_with_one_vehicle(pool: Pool) -> None:
     cars = [pool.car(), pool.car()]
     emaid = new_emaid()
     made = [pool.contract(car, emaid) for car in cars * 4]

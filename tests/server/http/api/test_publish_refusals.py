@@ -32,7 +32,7 @@ def with_body(message: iso2.V2G_Message, **parts: Any) -> iso2.V2G_Message:
 # --- Stage 1: fields -------------------------------------------------------------------------------------------------
 
 
-def test_all_fields_that_are_wrong_are_listed_together(pool: Pool) -> None:
+def test_publication_lists_all_fields_that_are_wrong_together(pool: Pool) -> None:
     contract = pool.contract(pool.car())
     messages = refused(
         pool,
@@ -55,7 +55,7 @@ def test_all_fields_that_are_wrong_are_listed_together(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("member", ["emaid", "pcid", "certificateInstallationRes", "xsdMsgDefNamespace"])
-def test_mandatory_member_must_be_there_and_be_a_string(pool: Pool, member: str) -> None:
+def test_publication_without_a_mandatory_member_that_is_a_string_is_refused(pool: Pool, member: str) -> None:
     contract = pool.contract(pool.car())
     left_out = {name: value for name, value in contract.body.items() if name != member}
     messages = sentences(pool.cps.put("/signedcontractdata", json=left_out), 400)
@@ -66,7 +66,7 @@ def test_mandatory_member_must_be_there_and_be_a_string(pool: Pool, member: str)
         assert messages[0].startswith(f"{member} : must not be null" if value is None else f"{member} : must ")
 
 
-def test_empty_object_lacks_every_mandatory_member(pool: Pool) -> None:
+def test_publication_of_an_empty_object_lacks_every_mandatory_member(pool: Pool) -> None:
     messages = sentences(pool.cps.put("/signedcontractdata", json={}), 400)
     mandatory = ("emaid", "pcid", "certificateInstallationRes", "xsdMsgDefNamespace")
     assert sorted(messages) == sorted(f"{member} : is missing" for member in mandatory)
@@ -85,13 +85,13 @@ def test_empty_object_lacks_every_mandatory_member(pool: Pool) -> None:
         "ſEEXAC12345678",
     ],
 )
-def test_invalid_emaid_is_refused(pool: Pool, emaid: str) -> None:
+def test_publication_with_an_invalid_emaid_is_refused(pool: Pool, emaid: str) -> None:
     (message,) = refused(pool, pool.contract(pool.car()), emaid=emaid)
     assert message.startswith("emaid : must match")
 
 
 @pytest.mark.parametrize("pcid", ["WEX0TEST00000000", "WEX0TEST00000000001", "WEX0TEST-00000000", "WEX0TEST0000000ß0"])
-def test_invalid_pcid_is_refused(pool: Pool, pcid: str) -> None:
+def test_publication_with_an_invalid_pcid_is_refused(pool: Pool, pcid: str) -> None:
     (message,) = refused(pool, pool.contract(pool.car()), pcid=pcid)
     assert message.startswith("pcid : must match")
 
@@ -100,7 +100,7 @@ def test_invalid_pcid_is_refused(pool: Pool, pcid: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["%%%", "AAA", "AAAA=", "AAAA====", "AAB=", "AA\u00a0AA", "AA\x00AA", "gJg-", "ä"])
-def test_invalid_base64_is_refused(pool: Pool, text: str) -> None:
+def test_publication_with_invalid_base64_is_refused(pool: Pool, text: str) -> None:
     messages = refused(pool, pool.contract(pool.car()), certificateInstallationRes=text)
     assert messages[0] == "EXI format is invalid!"
     assert len(messages) == 2
@@ -220,7 +220,7 @@ def test_contract_certificate_cannot_sign_for_a_provisioning_service(pool: Pool)
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_expired_contract_is_refused_with_the_sentence_of_the_description(pool: Pool, edition: str) -> None:
+def test_publication_of_an_expired_contract_is_refused_with_the_described_sentence(pool: Pool, edition: str) -> None:
     valid = (AT - timedelta(days=2), AT - timedelta(days=1))
     messages = refused(pool, pool.contract(pool.car(edition), valid=valid))
     assert messages == ["The validUntil date of contract certificate is in the past."]
@@ -232,7 +232,7 @@ def test_contract_that_is_not_valid_yet_is_refused(pool: Pool) -> None:
     assert "is not valid before" in sentence
 
 
-def test_expired_provisioning_service_is_refused_and_is_not_called_a_contract(pool: Pool) -> None:
+def test_publication_by_an_expired_service_is_refused_and_is_not_called_a_contract(pool: Pool) -> None:
     pki = pool.pki()
     cps = pki.cps_sub2.issue("CPS SIM", CPS, now=AT, valid=(AT - timedelta(days=2), AT - timedelta(days=1)))
     (sentence,) = refused(pool, pool.contract(pool.car(), signer=replace(pki, cps=cps)))
@@ -248,14 +248,14 @@ def test_chain_with_a_missing_sub_ca_is_refused(pool: Pool) -> None:
     assert refused(pool, tampered(contract, with_body(message, SAProvisioningCertificateChain=shortened)))
 
 
-def test_bytes_that_are_no_certificate_are_refused(pool: Pool) -> None:
+def test_publication_with_bytes_that_are_no_certificate_is_refused(pool: Pool) -> None:
     contract = pool.contract(pool.car())
     message = exi.decode(contract.message)
     chain = message.Body.ContractSignatureCertChain._replace(Certificate=b"\x30\x03no!")
     assert refused(pool, tampered(contract, with_body(message, ContractSignatureCertChain=chain)))
 
 
-def test_another_v2g_root_than_the_chain_leads_to_is_refused(pool: Pool) -> None:
+def test_publication_with_another_v2g_root_than_the_chain_leads_to_is_refused(pool: Pool) -> None:
     other = pool.pki("other_iso2").v2g_root.certificate.fingerprint
     (sentence,) = refused(pool, pool.contract(pool.car()), cpsV2GRootCertificateFingerprint=other)
     assert "not to the one in cpsV2GRootCertificateFingerprint" in sentence
@@ -286,7 +286,7 @@ PARTS = ["ContractSignatureCertChain", "ContractSignatureEncryptedPrivateKey", "
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_signed_part_that_was_changed_is_refused(pool: Pool, part: str) -> None:
+def test_publication_with_a_changed_signed_part_is_refused(pool: Pool, part: str) -> None:
     contract = pool.contract(pool.car())
     (sentence,) = refused(pool, tampered(contract, _other_part(exi.decode(contract.message), part, pool)))
     assert part in sentence
@@ -307,7 +307,7 @@ def test_signature_that_leaves_out_a_mandatory_part_is_refused(pool: Pool, part:
 
 
 @pytest.mark.parametrize("edition", ["iso20", "ed448"])
-def test_changed_signed_part_of_part_20_is_refused(pool: Pool, edition: str) -> None:
+def test_publication_with_a_changed_signed_part_of_part_20_is_refused(pool: Pool, edition: str) -> None:
     contract = pool.contract(pool.car(edition))
     message = exi.decode(contract.message)
     data = message.SignedInstallationData
@@ -318,7 +318,7 @@ def test_changed_signed_part_of_part_20_is_refused(pool: Pool, edition: str) -> 
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_changed_signature_value_is_refused(pool: Pool, edition: str) -> None:
+def test_publication_with_a_changed_signature_value_is_refused(pool: Pool, edition: str) -> None:
     contract = pool.contract(pool.car(edition))
     message = exi.decode(contract.message)
     signature = message.Header.Signature
@@ -370,7 +370,7 @@ def test_key_material_that_no_car_could_use_is_refused(pool: Pool, edition: str,
     assert expected in sentence
 
 
-def test_all_key_material_that_is_wrong_is_listed_together(pool: Pool) -> None:
+def test_publication_lists_all_key_material_that_is_wrong_together(pool: Pool) -> None:
     car, pki = pool.car(), pool.pki()
     bundle = bundle_of(pool, car, pki)
     assert (
@@ -399,6 +399,6 @@ def test_encrypted_key_that_does_not_go_with_the_curve_is_refused(pool: Pool) ->
     assert "does not go with the curve" in sentence
 
 
-def test_later_stage_is_not_told_while_an_earlier_one_fails(pool: Pool) -> None:
+def test_publication_names_no_later_stage_while_an_earlier_one_fails(pool: Pool) -> None:
     contract = pool.contract(pool.car(), signer="stranger")
     assert len(refused(pool, contract, emaid=new_emaid(), pcid=new_pcid())) == 1

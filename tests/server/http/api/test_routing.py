@@ -89,19 +89,19 @@ def test_request_for_a_pool_that_is_not_known_here_is_not_found(pool: Pool, oper
 
 
 @pytest.mark.parametrize("headers", [{"OPNC-to-party-type": "ccp"}, {"OPNC-to-party-id": "elsewhere"}])
-def test_half_an_address_is_answered_here(pool: Pool, headers: dict[str, str]) -> None:
+def test_routing_headers_with_half_an_address_are_answered_here(pool: Pool, headers: dict[str, str]) -> None:
     _, call = calls(pool)["Deliver"]
     assert call(headers).is_success
 
 
 @pytest.mark.parametrize("spelled", ["DEEXA", "de-exa", "DE-EXA"])
-def test_own_id_may_be_spelled_with_a_hyphen_and_in_lower_case(pool: Pool, spelled: str) -> None:
+def test_party_id_of_our_own_may_have_a_hyphen_and_lower_case(pool: Pool, spelled: str) -> None:
     _, call = calls(pool)["GetContractDataByEmaid"]
     assert call({"OPNC-from-party-type": "emsp", "OPNC-from-party-id": spelled}).is_success
     assert call({"OPNC-from-party-id": spelled}).is_success
 
 
-def test_operator_may_spell_its_id_with_a_star(pool: Pool) -> None:
+def test_party_id_of_an_operator_may_have_a_star(pool: Pool) -> None:
     _, call = calls(pool)["Deliver"]
     assert call({"OPNC-from-party-type": "cpo", "OPNC-from-party-id": "DE*EXC"}).is_success
     sentences(call({"OPNC-from-party-type": "cpo", "OPNC-from-party-id": "DE*EXD"}), 403)

@@ -62,7 +62,9 @@ def test_contract_with_valid_certificates_is_stored_after_ocsp_for_each_ca(
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_revoked_contract_certificate_is_refused_by_name(around: Pool, responder: Responder, edition: str) -> None:
+def test_contract_certificate_that_is_revoked_is_refused_by_name(
+    around: Pool, responder: Responder, edition: str
+) -> None:
     contract = around.contract(around.car(edition))
     responder.revoked.add(serial(contract))
     (message,) = sentences(around.put(contract), 400)
@@ -74,7 +76,7 @@ def test_revoked_contract_certificate_is_refused_by_name(around: Pool, responder
     assert len(responder.server.received) == asked
 
 
-def test_revoked_sub_ca_is_refused_by_name(responder: Responder) -> None:
+def test_sub_ca_that_is_revoked_is_refused_by_name(responder: Responder) -> None:
     pki = pki_with_responder(responder.server.url + "/sub")
     responder.register(*cas(pki), prefix="/sub")
     responder.revoked |= {pki.emsp_sub2.certificate.serial_number, pki.cps_sub1.certificate.serial_number}
@@ -157,7 +159,7 @@ def test_contract_that_is_revoked_after_it_was_stored_is_not_delivered(around: P
     assert around.post(car, headers={"alwaysReturnEXI": "false"}).status_code == 404
 
 
-def test_revoked_contract_leaves_the_others_of_a_vehicle_deliverable(around: Pool) -> None:
+def test_contract_that_is_revoked_leaves_the_others_of_a_vehicle_deliverable(around: Pool) -> None:
     car = around.car("iso20")
     revoked, other = around.publish(car), around.publish(car)
     revoke(around, Certificate.load(revoked.certificate), around.pki("iso20").emsp_sub2)
@@ -183,7 +185,7 @@ def test_default_that_is_revoked_counts_as_none(around: Pool) -> None:
     assert [item["emaid"] for item in around.ask(car)] == [successor.emaid]
 
 
-def test_list_that_the_sweep_loads_stops_a_delivery(
+def test_crl_that_the_sweep_loads_stops_a_delivery(
     responder: Responder, pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ccp.server.trust.revocation._REFRESH_INTERVAL", 0.1)

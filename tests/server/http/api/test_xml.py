@@ -33,7 +33,7 @@ def as_xml(contract: Contract) -> bytes:
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_put_of_xml_stores_the_signed_exi(pool: Pool, edition: str, dialect: str) -> None:
+def test_publication_of_xml_stores_the_signed_exi(pool: Pool, edition: str, dialect: str) -> None:
     car = pool.car(edition)
     contract = pool.contract(car)
     assert put(pool, dialect, as_xml(contract), contract).status_code == 201
@@ -44,7 +44,7 @@ def test_put_of_xml_stores_the_signed_exi(pool: Pool, edition: str, dialect: str
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_put_takes_xml_without_session_id_and_in_utf16(pool: Pool, dialect: str) -> None:
+def test_publication_takes_xml_without_session_id_and_in_utf16(pool: Pool, dialect: str) -> None:
     for encoding in ("utf-8", "utf-16"):
         contract = pool.contract(pool.car())
         text = as_xml(contract).decode().partition("?>")[2]
@@ -57,14 +57,14 @@ def test_put_takes_xml_without_session_id_and_in_utf16(pool: Pool, dialect: str)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_put_takes_exi_under_either_name(pool: Pool, dialect: str) -> None:
+def test_publication_takes_exi_under_either_name(pool: Pool, dialect: str) -> None:
     contract = pool.contract(pool.car())
     assert put(pool, dialect, contract.message, contract).status_code == 201
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("query", [{}, {"dryRun": "true"}])
-def test_put_of_wrong_xml_is_400_with_the_path(pool: Pool, dialect: str, query: dict[str, str]) -> None:
+def test_publication_of_wrong_xml_is_400_with_the_path(pool: Pool, dialect: str, query: dict[str, str]) -> None:
     contract = pool.contract(pool.car())
     good = as_xml(contract)
     code = b"<body:ResponseCode>OK</body:ResponseCode>"
@@ -93,7 +93,7 @@ def test_put_of_wrong_xml_is_400_with_the_path(pool: Pool, dialect: str, query: 
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_put_of_xml_makes_every_check_of_exi(pool: Pool, dialect: str) -> None:
+def test_publication_of_xml_makes_every_check_of_exi(pool: Pool, dialect: str) -> None:
     contract = pool.contract(pool.car())
     good = as_xml(contract)
     emaid = str(contract.emaid).encode()
@@ -135,7 +135,7 @@ def test_opcp_put_takes_exactly_one_of_the_names(pool: Pool) -> None:
     assert sentences(answer, 400) == ["certificateInstallationRes : is missing (given: signedContractDataXML)"]
 
 
-def test_post_takes_exi_only(pool: Pool) -> None:
+def test_delivery_takes_exi_only(pool: Pool) -> None:
     car = pool.car()
     request = exi.to_xml(exi.decode(car.request(SESSION, AT)))
     body = {"certificateInstallationReq": b64(request), "xsdMsgDefNamespace": str(car.namespace)}

@@ -56,7 +56,7 @@ def outcomes(pool: Pool) -> list[str]:
         ({"Date": http_date(AT), "Retry-After": http_date(AT + timedelta(minutes=5))}, "300"),
     ],
 )
-def test_pending_enrolment_is_202_with_the_time_to_wait(
+def test_enrolment_that_is_pending_is_202_with_the_time_to_wait(
     station_pool: Pool, est: ESTServer, headers: dict[str, str], seconds: str
 ) -> None:
     est.answer = lambda seen: Reply(202, b"<p>please wait</p>", headers)

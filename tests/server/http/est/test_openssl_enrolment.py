@@ -25,7 +25,9 @@ def openssl(folder: Path, *arguments: str, data: bytes = b"") -> bytes:
 
 
 @pytest.mark.parametrize("curve", ["prime256v1", "secp521r1"])
-def test_openssl_enrols_a_station_and_verifies_its_chain(tmp_path: Path, pkis: dict[str, PKI], curve: str) -> None:
+def test_openssl_enrolment_of_a_station_ends_with_a_verified_chain(
+    tmp_path: Path, pkis: dict[str, PKI], curve: str
+) -> None:
     openssl(tmp_path, "ecparam", "-name", curve, "-genkey", "-noout", "-out", "station.key")
     openssl(tmp_path, "req", "-new", "-key", "station.key", "-subj", f"/CN={EVSE}/O=Example", "-out", "station.csr")
     with est_server() as est, start(pkis, **est.settings()) as pool:

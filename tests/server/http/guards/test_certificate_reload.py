@@ -63,7 +63,7 @@ def replace(files: tuple[Path, Path], new: tuple[Path, Path]) -> None:
         os.replace(beside, target)
 
 
-def test_new_files_are_used_by_new_connections_and_old_ones_go_on(
+def test_certificate_reload_uses_new_files_for_new_connections_and_old_ones_go_on(
     secure: Pool, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "new").mkdir()
@@ -81,7 +81,7 @@ def test_new_files_are_used_by_new_connections_and_old_ones_go_on(
 
 
 @pytest.mark.parametrize("kind", ["mismatch", "garbage", "missing", "expired"])
-def test_unusable_files_keep_the_certificate_and_the_next_usable_ones_are_used(
+def test_certificate_reload_keeps_the_certificate_while_files_are_unusable(
     secure: Pool, files: tuple[Path, Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: list[str] = []
@@ -107,7 +107,7 @@ def test_unusable_files_keep_the_certificate_and_the_next_usable_ones_are_used(
     assert x509.load_der_x509_certificate(old)
 
 
-def test_new_cas_of_client_certificates_count_for_new_connections(
+def test_certificate_reload_uses_new_cas_of_client_certificates_for_new_connections(
     pkis: dict[str, PKI], files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tls.CertificateWatcher, "INTERVAL", 0.02)
@@ -134,7 +134,7 @@ def test_new_cas_of_client_certificates_count_for_new_connections(
         wait_until(accepted)
 
 
-def test_linked_files_are_followed(secure: Pool, files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_certificate_reload_follows_linked_files(secure: Pool, files: tuple[Path, Path], tmp_path: Path) -> None:
     """A link that points elsewhere is a change, as with certbot's folder `live`."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

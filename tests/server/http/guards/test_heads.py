@@ -68,7 +68,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[CapturedCall]:
 
 
 @pytest.mark.parametrize("name", [*SMUGGLED, *OTHERWISE])
-def test_ambiguous_request_is_refused_and_nothing_after_it_is_read(
+def test_request_that_is_ambiguous_is_refused_and_nothing_after_it_is_read(
     pool: Pool, log: list[CapturedCall], name: str
 ) -> None:
     status, sent = OTHERWISE.get(name) or (400, SMUGGLED[name])
@@ -96,7 +96,7 @@ def test_ambiguous_request_is_refused_and_nothing_after_it_is_read(
     ],
 )
 @pytest.mark.parametrize("pieces", [1, 2])
-def test_bad_chunks_are_refused_when_the_body_is_read(pool: Pool, chunks: str, pieces: int) -> None:
+def test_body_with_bad_chunks_is_refused_when_it_is_read(pool: Pool, chunks: str, pieces: int) -> None:
     head = f"{HEAD}Transfer-Encoding: chunked\r\n\r\n"
     with connected(pool.base_url) as raw:
         if pieces == 2:
@@ -117,7 +117,7 @@ def test_response_without_need_of_the_body_is_sent_before_bad_chunks_close(pool:
     assert answer.headers["connection"] == "close"
 
 
-def test_trailers_are_no_headers(pool: Pool) -> None:
+def test_header_fields_of_a_trailer_are_no_headers(pool: Pool) -> None:
     body = "4\r\ngran\r\n0\r\n"
     token = pool.token("cps")
     head = f"PUT {BASE}/signedcontractdata HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
@@ -257,7 +257,7 @@ def test_client_of_http_1_0_is_answered_and_the_connection_ends(pool: Pool) -> N
         assert (answer.status, answer.json) == (200, {"status": "ok"})
 
 
-def test_wish_for_another_protocol_is_passed_over_even_with_a_body(pool: Pool) -> None:
+def test_head_that_wishes_another_protocol_is_read_even_with_a_body(pool: Pool) -> None:
     """As the HTTP client of Java sends its first request to a server without TLS."""
     body = "grant_type=password&client_id=a&client_secret=b"
     wish = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\n"
@@ -274,7 +274,7 @@ def test_wish_for_another_protocol_is_passed_over_even_with_a_body(pool: Pool) -
             assert answer.status == 200
 
 
-def test_absolute_target_is_read_for_its_path(pool: Pool) -> None:
+def test_head_with_an_absolute_target_is_read_for_its_path(pool: Pool) -> None:
     with connected(pool.base_url) as raw:
         for path in ("/health", ""):
             raw.send(f"GET http://pool.example{path} HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -301,7 +301,7 @@ def test_requests_with_large_bodies_that_are_sent_ahead_are_answered(pool: Pool)
         assert [answer.status for _ in range(4) if (answer := raw.answer()) is not None] == [404] * 4
 
 
-def test_invalid_input_after_valid_requests_is_answered_after_them(pool: Pool) -> None:
+def test_input_that_is_invalid_after_valid_requests_is_answered_after_them(pool: Pool) -> None:
     answers = ask(pool.base_url, NEXT + "GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n" + "nonsense\r\n\r\n" + NEXT)
     assert [answer.status for answer in answers] == [200, 404, 400]
     assert answers[-1].refused(400)
@@ -312,14 +312,14 @@ def test_requests_behind_one_that_ends_the_connection_are_not_answered(pool: Poo
     assert answer.status == 200
 
 
-def test_pipelined_requests_are_limited(pool: Pool) -> None:
+def test_requests_that_are_pipelined_are_limited(pool: Pool) -> None:
     answers = ask(pool.base_url, NEXT * 10_000)
     assert len(answers) == 17
     assert [answer.status for answer in answers[:-1]] == [200] * 16
     assert answers[-1].headers["connection"] == "close"
 
 
-def test_disconnect_in_the_middle_harms_no_other_request(pool: Pool) -> None:
+def test_connection_that_ends_in_the_middle_harms_no_other_request(pool: Pool) -> None:
     for sent in (f"{HEAD}Content-Length: 100\r\n\r\nabc", "GET / HT", ""):
         with connected(pool.base_url) as raw:
             raw.send(sent)

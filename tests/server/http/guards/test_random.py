@@ -190,7 +190,7 @@ def sockets() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is looked up in /proc")
-def test_no_request_whatever_it_is_brings_the_server_down(target: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_of_any_kind_does_not_bring_the_server_down(target: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = OnlyBad()
     monkeypatch.setattr(tracing, "_log", logger)
     monkeypatch.setattr(protocol, "_log", logger)

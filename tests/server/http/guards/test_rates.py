@@ -65,7 +65,7 @@ def test_burst_is_let_through_and_then_one_at_a_time() -> None:
     burst=some.integers(1, 50),
     pauses=some.lists(some.integers(0, SECOND // 5), max_size=200),
 )
-def test_never_more_than_the_burst_and_the_rate(per_second: int, burst: int, pauses: list[int]) -> None:
+def test_rate_is_never_exceeded_by_more_than_the_burst(per_second: int, burst: int, pauses: list[int]) -> None:
     clock = Clock()
     bucket, rate = SharedTokenBucket.private(clock), Rate(SECOND // per_second, burst)
     began, let = clock.now, 0
@@ -96,7 +96,7 @@ def test_debit_is_unconditional_but_at_most_a_second_burst() -> None:
     assert bucket.peek(b"a", rate) == 11
 
 
-def test_full_table_forgets_and_never_refuses_the_wrong_one() -> None:
+def test_rate_table_that_is_full_forgets_and_never_refuses_the_wrong_one() -> None:
     clock = Clock()
     bucket, rate = SharedTokenBucket.private(clock), Rate(SECOND, 2)
     for number in range(200_000):
@@ -127,7 +127,7 @@ def taken_by_two_processes(file: Path) -> int:
     return sum(int(worker.communicate(timeout=60)[0]) for worker in workers)
 
 
-def test_processes_count_in_one_table(tmp_path: Path) -> None:
+def test_rate_table_is_shared_by_processes(tmp_path: Path) -> None:
     # At full speed on one key, which is when counts can be lost: a worker that is interrupted between reading a number
     # and writing it restores what the other one has counted meanwhile. Separate tables would always let 2,000 pass. A
     # busy machine interrupts often, so it gets more tries.
@@ -138,7 +138,7 @@ def test_processes_count_in_one_table(tmp_path: Path) -> None:
     assert passed[-1] <= 1600, passed
 
 
-def test_table_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_rate_table_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError):
         SharedTokenBucket.shared(tmp_path / "none")
     (tmp_path / "short").write_bytes(b"x")
@@ -149,7 +149,7 @@ def test_table_that_cannot_be_used_is_told(tmp_path: Path) -> None:
             SharedTokenBucket.prepare(tmp_path / name)
 
 
-def test_table_is_kept_unless_it_is_from_before_the_machine_started(tmp_path: Path) -> None:
+def test_rate_table_is_kept_unless_it_is_from_before_the_machine_started(tmp_path: Path) -> None:
     file, rate = tmp_path / "limits", Rate(3600 * SECOND, 1)
     SharedTokenBucket.prepare(file)
     assert SharedTokenBucket.shared(file).acquire(b"a", rate) == 0
@@ -193,7 +193,7 @@ def test_client_is_the_last_hop_that_a_trusted_proxy_vouches_for(
     assert (client.address, client.rate_limit_key is not None) == (address, counted)
 
 
-def test_ipv6_client_is_counted_by_its_network() -> None:
+def test_rate_of_an_ipv6_client_is_counted_by_its_network() -> None:
     one, other = (PROXIES.resolve(f"2001:db8:7::{host}", "") for host in ("1", "ffff:1"))
     elsewhere = PROXIES.resolve("2001:db8:7:1::1", "")
     assert one.rate_limit_key == other.rate_limit_key != elsewhere.rate_limit_key
@@ -212,7 +212,7 @@ def test_secrets_that_wait_to_be_checked_are_limited() -> None:
         pass
 
 
-def test_login_failures_are_wrong_secrets_alone() -> None:
+def test_rate_of_login_failures_counts_wrong_secrets_alone() -> None:
     limits, client = RateLimits(Settings(login_failures_per_minute=2)), RemoteAddress("203.0.113.7", b"1")
     for error in (NotAuthenticated("no"), Unavailable("not now"), ValueError(), NotAuthenticated("no")):
         with pytest.raises(type(error)), limits.login_attempt(client, "party", "secret"):
@@ -301,7 +301,7 @@ def log_in(pool: Pool, address: str, client_id: str, secret: str) -> httpx.Respo
     return pool.http.post("/oauth/token", data=form, headers=of(address))
 
 
-def test_attacker_can_neither_guess_a_secret_nor_lock_its_party_out(small: Pool) -> None:
+def test_rate_of_logins_lets_no_secret_be_guessed_and_no_party_be_locked_out(small: Pool) -> None:
     attacker, honest = next(ADDRESSES), next(ADDRESSES)
     secret = small.world.member("cps").secret
     seen = [log_in(small, attacker, "cps", f"guess {number}").status_code for number in range(9)]
@@ -318,7 +318,7 @@ def test_attacker_can_neither_guess_a_secret_nor_lock_its_party_out(small: Pool)
     assert log_in(small, attacker, "oem", small.world.member("oem").secret).status_code == 200
 
 
-def test_one_address_cannot_try_a_few_secrets_for_each_of_many_parties(small: Pool) -> None:
+def test_address_cannot_try_a_few_secrets_for_each_of_many_parties(small: Pool) -> None:
     attacker = next(ADDRESSES)
     seen = [log_in(small, attacker, f"party-{number}", "guess").status_code for number in range(40)]
     assert seen[:25] == [401] * 25
@@ -334,7 +334,7 @@ def test_one_address_cannot_try_a_few_secrets_for_each_of_many_parties(small: Po
     assert status == 429 or time.monotonic() - began > 2
 
 
-def test_guesses_at_the_same_time_are_counted_too(small: Pool) -> None:
+def test_rate_of_logins_counts_guesses_at_the_same_time_too(small: Pool) -> None:
     attacker = next(ADDRESSES)
     seen: list[int] = []
 
@@ -352,7 +352,9 @@ def test_guesses_at_the_same_time_are_counted_too(small: Pool) -> None:
     assert int(answer.headers["retry-after"]) > 12, "what was too much has to be waited for"
 
 
-def test_untrusted_proxy_is_ignored_and_logged_once(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trusted_proxies_ignore_another_one_and_log_it_once(
+    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
+) -> None:
     logger = CapturingLogger()
     monkeypatch.setattr(client_address, "_log", logger)
     with start({"iso2": pkis["iso2"]}, rate_limit_per_address=5, trusted_proxies=("10.0.0.0/8",)) as pool:
@@ -401,7 +403,7 @@ def test_workers_count_together_and_leave_nothing_behind(tmp_path: Path) -> None
     assert not any((tmp_path / "tmp").glob("opnc-ccp-*"))
 
 
-def test_temporary_directory_is_not_needed_for_one_worker(tmp_path: Path) -> None:
+def test_rate_limit_file_is_not_needed_for_one_worker(tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     port = free_port()

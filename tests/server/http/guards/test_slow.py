@@ -104,14 +104,14 @@ def test_body_that_no_route_reads_has_a_deadline(strict: Pool) -> None:
     answer.refused(404)
 
 
-def test_silent_connection_is_closed_without_response(strict: Pool) -> None:
+def test_connection_that_is_silent_is_closed_without_response(strict: Pool) -> None:
     for sent in ("", "\r\n"):
         with connected(strict.base_url) as raw, lasting(0.9, 20):
             raw.send(sent)
             assert raw.answer() is None
 
 
-def test_idle_connection_is_closed_and_empty_lines_do_not_keep_it(
+def test_connection_that_is_idle_is_closed_and_empty_lines_do_not_keep_it(
     strict: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deadlines, "IDLE_TIMEOUT", 2.0)
@@ -229,7 +229,7 @@ def test_worker_limits_its_connections_in_total(pkis: dict[str, PKI], monkeypatc
 # --- The end ---------------------------------------------------------------------------------------------------------
 
 
-def test_shutdown_completes_requests_in_progress(pkis: dict[str, PKI]) -> None:
+def test_requests_in_progress_are_completed_at_shutdown(pkis: dict[str, PKI]) -> None:
     with start({"iso2": pkis["iso2"]}) as first:
         contract = first.contract(first.car())
         token = first.token("cps")
@@ -271,7 +271,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[CapturedCall]:
     return logger.calls
 
 
-def test_fault_of_the_connections_own_code_is_500_and_is_in_the_log(
+def test_connection_code_that_has_a_fault_is_500_and_is_in_the_log(
     pool: Pool, log: list[CapturedCall], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: object, version: str) -> None:

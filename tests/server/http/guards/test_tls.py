@@ -62,7 +62,7 @@ def test_tls_1_3_is_what_is_agreed_on_and_1_2_what_is_possible(secure: Pool, fil
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_older_version_or_a_weaker_cipher_is_not_agreed_on(secure: Pool, files: tuple[Path, Path]) -> None:
+def test_tls_of_an_older_version_or_a_weaker_cipher_is_not_agreed_on(secure: Pool, files: tuple[Path, Path]) -> None:
     old = trusting(files)
     old.set_ciphers("ALL:@SECLEVEL=0")
     old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
@@ -74,7 +74,7 @@ def test_older_version_or_a_weaker_cipher_is_not_agreed_on(secure: Pool, files: 
             handshake(secure, context)
 
 
-def test_answers_over_tls_say_that_there_is_nothing_but_tls(secure: Pool, files: tuple[Path, Path]) -> None:
+def test_tls_answers_say_that_there_is_nothing_but_tls(secure: Pool, files: tuple[Path, Path]) -> None:
     with handshake(secure, trusting(files)) as connection:
         raw = Raw(connection)
         raw.send("GET /health HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -169,7 +169,7 @@ def test_response_in_the_place_of_a_request_is_refused_without_a_message(pool: P
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_update_is_refused_with_a_reason(pool: Pool, version: str) -> None:
+def test_payload_for_an_update_is_refused_with_a_reason(pool: Pool, version: str) -> None:
     car = pool.car()
     pool.publish(car)
     answer = ask(pool, payload(car, action="Update"), version)
@@ -234,7 +234,7 @@ def test_contract_beyond_what_the_station_takes_is_refused_and_not_cut(pool: Poo
     assert pool.sql("select count(*) from outbox") == before
 
 
-def test_length_of_the_response_is_that_of_the_version(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_payload_limits_the_length_of_the_response_by_its_version(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits of the two versions, with the length of a message that no test certificate reaches."""
     car = pool.car()
     contract = pool.publish(car)
@@ -257,7 +257,7 @@ def test_prioritized_emaids_count_where_the_message_has_none(pool: Pool) -> None
     assert installed(ask(pool, payload(car, own, prioritizedEMAIDs=[second]), "2.1"), car) == first
 
 
-def test_maximum_counts_where_the_message_has_none(pool: Pool) -> None:
+def test_payload_maximum_counts_where_the_message_has_none(pool: Pool) -> None:
     car = pool.car("iso20")
     for _ in range(3):
         pool.publish(car)
@@ -303,7 +303,7 @@ def test_operation_is_for_charge_point_operators(pool: Pool, caller: str | None)
         assert sentences(answer, 403) == ["Get15118EVCertificate is for the role cpo."]
 
 
-def test_refused_access_is_audited(pool: Pool) -> None:
+def test_payload_that_is_refused_access_is_audited(pool: Pool) -> None:
     trace_id = post(pool, payload(pool.car()), "oem").headers["X-Trace-Id"]
     query = "select subject from audit where trace_id = ?"
     wait_until(lambda: pool.sql(query, trace_id))
@@ -349,11 +349,11 @@ def test_body_without_a_member_names_it(pool: Pool) -> None:
         ({"anything": "1"}, "anything : unknown query parameter"),
     ],
 )
-def test_wrong_query_parameter_is_400(pool: Pool, query: dict[str, str], sentence: str) -> None:
+def test_payload_with_a_wrong_query_parameter_is_400(pool: Pool, query: dict[str, str], sentence: str) -> None:
     assert sentences(post(pool, payload(pool.car()), **query), 400)[0].startswith(sentence)
 
 
-def test_other_methods_are_405(pool: Pool) -> None:
+def test_payload_of_other_methods_is_405(pool: Pool) -> None:
     answer = pool.http.get(PATH, headers={"Authorization": f"Bearer {pool.token('cpo')}"})
     assert sentences(answer, 405) == ["Method not allowed; use POST."]
     assert answer.headers["Allow"] == "POST"
@@ -403,7 +403,7 @@ def failing(pkis: dict[str, PKI]) -> Iterator[Pool]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_temporary_failure_is_an_answer_for_the_car(
+def test_payload_gets_a_temporary_failure_as_an_answer_for_the_car(
     failing: Pool, edition: str, version: str, log: list[CapturedCall]
 ) -> None:
     car = failing.car(edition)
@@ -431,7 +431,7 @@ def test_car_has_its_answer_in_time(pkis: dict[str, PKI], monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_other_pools_are_asked_unless_the_caller_forbids_it(pkis: dict[str, PKI], edition: str) -> None:
+def test_payload_is_sent_to_other_pools_unless_the_caller_forbids_it(pkis: dict[str, PKI], edition: str) -> None:
     with start(pkis, pool_id="there") as there, start(pkis, pool_id="here", refresh_interval=0.05) as here:
         car = there.car(edition)
         emaids = [there.publish(car).emaid for _ in range(1 if edition == "iso2" else 3)]

@@ -59,7 +59,7 @@ QUERIES = st.fixed_dictionaries(
 
 @given(st.integers(0, 8), CHANGES, st.sets(st.sampled_from(sorted(MEMBERS)), max_size=1), QUERIES)
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-def test_any_payload_gets_a_valid_response_or_400(
+def test_random_body_payload_gets_a_valid_response_or_400(
     furnished: tuple[Pool, list[dict[str, Any]]],
     number: int,
     change: dict[str, Any],
@@ -73,13 +73,13 @@ def test_any_payload_gets_a_valid_response_or_400(
 
 @given(st.binary(max_size=200) | ANYTHING.map(lambda value: orjson.dumps(value) if _writable(value) else b"[]"))
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-def test_any_body_gets_a_valid_response_or_400(furnished: tuple[Pool, list[dict[str, Any]]], body: bytes) -> None:
+def test_random_body_gets_a_valid_response_or_400(furnished: tuple[Pool, list[dict[str, Any]]], body: bytes) -> None:
     _post(furnished[0], body, {"ocppVersion": "2.1"})
 
 
 @given(st.integers(0, 8), st.integers(0, 4000), st.integers(1, 255), st.integers(0, 12), QUERIES)
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-def test_any_damaged_message_gets_a_valid_response(
+def test_random_body_with_a_damaged_message_gets_a_valid_response(
     furnished: tuple[Pool, list[dict[str, Any]]], number: int, place: int, flip: int, cut: int, query: dict[str, str]
 ) -> None:
     pool, bodies = furnished

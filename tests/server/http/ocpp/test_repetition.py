@@ -92,7 +92,7 @@ def test_repetition_is_recognised_with_a_new_time_and_a_new_signature(pool: Pool
     assert found == emaids
 
 
-def test_another_session_is_another_request(pool: Pool) -> None:
+def test_repetition_with_another_session_is_another_request(pool: Pool) -> None:
     car, emaids = with_contracts(pool, 2)
     assert installed(ask(pool, payload(car), "2.1"), car) == emaids[0]
     other = bytes.fromhex("aabbccdd00112233")
@@ -100,7 +100,7 @@ def test_another_session_is_another_request(pool: Pool) -> None:
     assert installed(ask(pool, payload(car), "2.1"), car) == emaids[1]
 
 
-def test_lost_answer_is_given_again_to_the_same_message(pool: Pool) -> None:
+def test_repetition_of_the_same_message_gets_a_lost_answer_again(pool: Pool) -> None:
     """The key tells the back end's repetition of an HTTP request from the car's repetition."""
     car, emaids = with_contracts(pool, 3)
     body = payload(car)
@@ -119,7 +119,7 @@ def test_lost_answer_is_given_again_to_the_same_message(pool: Pool) -> None:
     assert post(pool, body, headers={"Idempotency-Key": "x" * 256}).status_code == 400
 
 
-def test_two_parties_do_not_take_each_others_turns(pool: Pool) -> None:
+def test_repetition_by_two_parties_does_not_take_each_others_turns(pool: Pool) -> None:
     """A party that replays a car's request costs no other party's car a contract."""
     car, emaids = with_contracts(pool, 2)
     body = payload(car)
@@ -128,7 +128,7 @@ def test_two_parties_do_not_take_each_others_turns(pool: Pool) -> None:
     assert installed(ask(pool, body, "2.1"), car) == emaids[1]
 
 
-def test_unverified_request_takes_no_turn(pool: Pool) -> None:
+def test_repetition_of_an_unverified_request_takes_no_turn(pool: Pool) -> None:
     car, emaids = with_contracts(pool, 2)
     message, other = (exi.decode(each.request(SESSION, AT)) for each in (car, pool.car("iso20")))
     assert isinstance(message, iso20.CertificateInstallationReq)
@@ -223,7 +223,7 @@ def test_requests_at_one_instant_get_different_contracts_on_two_machines(pool: P
             assert sorted(remaining for _, remaining in found) == [0, 1, 2, 3]
 
 
-def test_same_message_at_one_instant_gets_one_contract(pool: Pool) -> None:
+def test_repetition_of_the_same_message_at_one_instant_gets_one_contract(pool: Pool) -> None:
     """A back end that does not wait for the response to its first attempt."""
     car, emaids = with_contracts(pool, 3)
     body = payload(car)
@@ -290,7 +290,7 @@ def test_purge_works_in_portions(pool: Pool) -> None:
     assert [pool.change(handed_out.remove_expired(AT, limit=2)) for _ in range(3)] == [2, 2, 1]
 
 
-def test_memory_of_a_party_is_bounded_and_its_oldest_goes(pool: Pool) -> None:
+def test_repetition_memory_of_a_party_is_bounded_and_its_oldest_goes(pool: Pool) -> None:
     car, emaids = with_contracts(pool, 2)
     assert installed(ask(pool, payload(car), "2.1"), car) == emaids[0]
 
@@ -319,7 +319,7 @@ def test_erasure_removes_what_is_remembered(pool: Pool, by: str) -> None:
     assert (remembered(pool, car), len(remembered(pool, other))) == ([], 1)
 
 
-def test_restarted_pool_goes_on_where_it_was(pkis: dict[str, PKI]) -> None:
+def test_repetition_goes_on_where_it_was_after_a_restart(pkis: dict[str, PKI]) -> None:
     with start(pkis) as pool:
         car, emaids = with_contracts(pool, 2)
         body = payload(car)

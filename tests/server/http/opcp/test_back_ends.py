@@ -64,7 +64,7 @@ def test_token_that_is_not_good_any_more_is_replaced(pool: Pool, kind: type[Firs
     assert len(csms.sent) == 3  # Refused, a token, again.
 
 
-def test_either_gives_up_as_it_does_when_it_may_not(pool: Pool) -> None:
+def test_back_end_gives_up_as_it_does_when_it_may_not(pool: Pool) -> None:
     first = First(pool.base_url, "emsp", pool.world.member("emsp").secret)
     with pytest.raises(Refused, match="403"):
         first.ask("AAAA")
@@ -76,7 +76,7 @@ def test_either_gives_up_as_it_does_when_it_may_not(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("kind", BACK_ENDS)
-def test_either_gets_roots_that_it_can_read(pool: Pool, kind: type[First] | type[Last]) -> None:
+def test_back_end_gets_roots_that_it_can_read(pool: Pool, kind: type[First] | type[Last]) -> None:
     items = back_end(kind, pool).roots()
     certificates = [Certificate.load(base64.b64decode(item["caCertificate"], validate=True)) for item in items]
     v2g = {c.fingerprint for item, c in zip(items, certificates, strict=True) if item["rootType"] == "V2G"}
@@ -84,7 +84,7 @@ def test_either_gets_roots_that_it_can_read(pool: Pool, kind: type[First] | type
     assert pool.pki("stranger").v2g_root.certificate.fingerprint not in {c.fingerprint for c in certificates}
 
 
-def test_historical_reader_of_a_single_object_finds_nothing_and_nothing_wrong(pool: Pool) -> None:
+def test_back_end_that_reads_a_single_object_finds_nothing_and_nothing_wrong(pool: Pool) -> None:
     """It looks for one object where the others have a list. No answer can serve both; it fails and hands on nothing."""
     car = pool.car()
     pool.publish(car)
@@ -109,7 +109,7 @@ def test_token_as_api_key_is_tolerated_but_does_not_stand_for_one(pool: Pool) ->
     assert status({"Authorization": "Bearer wrong", "x-api-key": token}) == 401
 
 
-def test_every_request_is_answered_on_its_connection(pool: Pool) -> None:
+def test_back_end_gets_each_request_answered_on_its_connection(pool: Pool) -> None:
     """One back end does not survive a connection that ends without an answer."""
     good = {"Authorization": f"Bearer {pool.token('cpo')}", "Content-Type": "application/json"}
     path = "/v1/ccp/signedContractData"

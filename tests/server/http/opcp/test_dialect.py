@@ -107,7 +107,7 @@ def test_car_that_takes_several_contracts_gets_one_and_is_told_that_none_is_left
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_oem_pulls_the_same_bytes(pool: Pool, edition: str) -> None:
+def test_dialect_lets_an_oem_pull_the_same_bytes(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     contract = pool.publish(car)
     query = {"xsdMsgDefNamespace": str(car.namespace)}
@@ -128,7 +128,7 @@ def test_oem_pulls_the_same_bytes(pool: Pool, edition: str) -> None:
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_publishing_and_choosing_leave_the_same_state(pool: Pool, edition: str) -> None:
+def test_dialect_leaves_the_same_state_after_publishing_and_choosing(pool: Pool, edition: str) -> None:
     stored = []
     for dialect in ("opnc", "opcp"):
         car = pool.car(edition)
@@ -154,7 +154,7 @@ def test_publishing_and_choosing_leave_the_same_state(pool: Pool, edition: str) 
     assert [rows[0][3] for rows in stored[0]] == [0, 1]
 
 
-def test_withdrawing_leaves_nothing(pool: Pool) -> None:
+def test_dialect_leaves_nothing_after_withdrawing(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     path = f"/ccp/signedContractData/{contract.emaid}"
@@ -220,7 +220,7 @@ def test_opcp_list_gives_variants_of_a_contract_one_priority_and_filters_by_root
     assert sentences(call(pool, "oem", "GET", path, params=query), 404)
 
 
-def test_emsp_looks_up_its_own_contract(pool: Pool) -> None:
+def test_dialect_lets_an_emsp_look_up_its_own_contract(pool: Pool) -> None:
     car = pool.car()
     contract, other = pool.publish(car), pool.publish(car)
 
@@ -239,7 +239,7 @@ def test_emsp_looks_up_its_own_contract(pool: Pool) -> None:
 # --- Paths and rights ------------------------------------------------------------------------------------------------
 
 
-def test_fixed_parts_of_paths_are_matched_in_any_case_and_ids_too(pool: Pool) -> None:
+def test_dialect_matches_fixed_parts_of_paths_and_ids_in_any_case(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     emaid, pcid = contract.emaid, car.pcid
@@ -285,7 +285,7 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_rights_are_those_of_the_published_dialect(pool: Pool, operation: str) -> None:
+def test_dialect_rights_are_those_that_are_published(pool: Pool, operation: str) -> None:
     method, path, allowed = OPERATIONS[operation]
     car = pool.car()
     body = {
@@ -305,7 +305,7 @@ def test_rights_are_those_of_the_published_dialect(pool: Pool, operation: str) -
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_whom_a_request_is_from_and_for_is_checked_here_too(pool: Pool, operation: str) -> None:
+def test_dialect_checks_whom_a_request_is_from_and_for(pool: Pool, operation: str) -> None:
     method, path, allowed = OPERATIONS[operation]
     party = min(allowed & {"cpo", "oem", "emsp"})
     (sentence,) = sentences(call(pool, party, method, path, headers={"OPNC-from-party-id": "FRYYY"}), 403)
@@ -325,7 +325,7 @@ def roots(pool: Pool, party: str, **query: str) -> list[dict[str, str]]:
     return items
 
 
-def test_every_party_gets_the_roots_that_the_pool_trusts(pool: Pool) -> None:
+def test_dialect_gives_every_party_the_roots_that_the_pool_trusts(pool: Pool) -> None:
     trusted = {
         (pki.v2g_root.certificate.fingerprint, "V2G") for name, pki in pool.world.pkis.items() if name != "stranger"
     } | {

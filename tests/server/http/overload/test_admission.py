@@ -100,7 +100,7 @@ def looped(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
 
 
 @looped
-async def test_few_requests_start_at_once() -> None:
+async def test_admission_starts_few_requests_at_once() -> None:
     crowd = Crowd()
     crowd.offer("one", count=MAX_STARTS)
     assert len(crowd.started) == MAX_STARTS
@@ -177,7 +177,7 @@ async def test_admission_ignores_time_in_which_the_loop_was_blocked() -> None:
 
 
 @looped
-async def test_next_wave_of_an_overload_is_not_taken_in_whole() -> None:
+async def test_admission_of_the_next_wave_of_an_overload_is_not_in_whole() -> None:
     crowd = Crowd()
     await crowd.overload()
     while crowd.admission.waiting:
@@ -252,7 +252,7 @@ async def test_slot_that_becomes_free_is_used_at_once() -> None:
 
 
 @looped
-async def test_one_callers_flood_does_not_shed_another_callers_vehicles() -> None:
+async def test_admission_of_one_callers_flood_does_not_shed_another_callers_vehicles() -> None:
     crowd = Crowd()
     await crowd.overload("one")
     crowd.started.clear()
@@ -334,7 +334,7 @@ def test_probes_never_wait(path: str) -> None:
 
 
 @looped
-async def test_flood_of_probes_takes_a_share_and_a_load_balancers_probe_is_answered() -> None:
+async def test_admission_gives_a_flood_of_probes_a_share_and_answers_a_balancers_probe() -> None:
     crowd = Crowd()
     for _ in range(100):
         crowd.offer("", ("GET", "/health/ready"), count=100, address="203.0.113.1")
@@ -393,7 +393,7 @@ async def test_callers_and_tokens_that_come_once_leave_nothing_that_grows() -> N
     ],
     ids=["few_busy_connections", "few_connections", "many_connections", "mostly_idle_connections"],
 )
-def test_busier_each_connection_is_the_fewer_requests_an_iteration_starts(
+def test_admission_starts_fewer_requests_an_iteration_the_busier_each_connection_is(
     connections: int, requests: int, starts: int, in_progress: int, queued: int
 ) -> None:
     async def ask() -> None:
@@ -413,7 +413,7 @@ def test_busier_each_connection_is_the_fewer_requests_an_iteration_starts(
 
 
 @looped
-async def test_background_work_is_put_off_under_overload_and_goes_on() -> None:
+async def test_admission_puts_background_work_off_under_overload_and_it_goes_on() -> None:
     crowd = Crowd()
     assert all(crowd.admission.has_time() for _ in range(10))
     await crowd.overload()
@@ -438,7 +438,7 @@ async def test_admission_starts_more_while_requests_wait_for_other_services() ->
 
 
 @looped
-async def test_busy_loop_has_no_more_under_way_than_it_needs() -> None:
+async def test_admission_has_no_more_under_way_in_a_busy_loop_than_it_needs() -> None:
     crowd = Crowd()
     for _ in range(50):
         crowd.offer("one", count=20)

@@ -93,7 +93,7 @@ def test_loop_that_was_stuck_accepts_many_connections_in_a_turn() -> None:
         runner.run(run())
 
 
-def test_closed_server_accepts_no_more() -> None:
+def test_connections_are_no_more_accepted_by_a_closed_server() -> None:
     async def run() -> None:
         server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
         address = server.sockets[0].getsockname()

@@ -10,7 +10,7 @@ from ccp.server.http.overload import VEHICLE_REQUEST, read_head
 PLAIN = b"Host: pool.example\r\nAuthorization: Bearer abc.def\r\nContent-Length: 12\r\n"
 
 
-def test_plain_head_tells_its_length_and_whose_it_is() -> None:
+def test_head_that_is_plain_tells_its_length_and_whose_it_is() -> None:
     head = VEHICLE_REQUEST + PLAIN + b"\r\n"
     found = read_head(head)
     assert found is not None
@@ -21,7 +21,7 @@ def test_plain_head_tells_its_length_and_whose_it_is() -> None:
 @pytest.mark.parametrize(
     "extra", [b"Connection: keep-alive\r\n", b"Accept: */*\r\n", b"X-Forwarded-For: 192.0.2.1\r\n"]
 )
-def test_usual_headers_do_not_matter(extra: bytes) -> None:
+def test_headers_that_are_usual_do_not_matter(extra: bytes) -> None:
     assert read_head(VEHICLE_REQUEST + extra + PLAIN + b"\r\n") is not None
 
 

@@ -170,7 +170,7 @@ def test_requests_are_all_answered_if_the_worker_comes_to_them_in_time(
         assert [is_shed(answer(raw)) for raw in raws] == [False] * 10
 
 
-def test_wait_for_a_turn_counts_towards_the_time_of_a_vehicle(
+def test_queue_wait_counts_towards_the_time_of_a_vehicle(
     pool: Pool, gate: Closable, vehicle_post: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate.admission.vehicles, "max_age", 30.0)
@@ -193,7 +193,9 @@ def test_health_readiness_and_metrics_are_answered_under_overload(
             assert httpx.get(pool.base_url + path).status_code == 200
 
 
-def test_another_callers_vehicle_is_answered_while_one_floods(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
+def test_vehicle_of_another_caller_is_answered_while_one_floods(
+    pool: Pool, gate: Closable, vehicle_post: bytes
+) -> None:
     car = pool.car()
     pool.publish(car)
     other = vehicle_request(pool, car, caller="everything")
@@ -220,7 +222,7 @@ def test_another_callers_vehicle_is_answered_while_one_floods(pool: Pool, gate: 
         ("POST", "/oauth/token"),
     ],
 )
-def test_every_kind_of_request_is_shed_before_it_is_looked_at(
+def test_requests_of_every_kind_are_shed_before_they_are_looked_at(
     pool: Pool, gate: Closable, method: str, path: str
 ) -> None:
     length = "Content-Length: 4\r\n" if method in ("PUT", "POST") else ""
@@ -370,7 +372,7 @@ def test_client_that_does_not_read_its_refusals_is_not_read_from_either(
         assert sent < 3000
 
 
-def test_many_requests_in_one_piece_are_not_all_refused_in_one_turn(
+def test_requests_in_one_piece_are_not_all_refused_in_one_turn(
     pool: Pool, gate: Closable, vehicle_post: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate.admission.vehicles, "max_age", 60.0)

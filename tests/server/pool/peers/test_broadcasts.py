@@ -193,7 +193,7 @@ def test_negative_cache_ignores_failures_and_temporary_answers(pkis: dict[str, P
         assert deliver(pool, car)[0]["emaid"] == contract.emaid
 
 
-def test_addressed_vehicle_request_forwards_a_temporary_failure(pkis: dict[str, PKI]) -> None:
+def test_broadcast_to_an_addressed_vehicle_forwards_a_temporary_failure(pkis: dict[str, PKI]) -> None:
     with scripted() as peer, beside(pkis, peer) as pool:
         car = pool.car()
         peer.on(PATH, negative(car, Unavailable("Not now."), "temporary: Not now."))

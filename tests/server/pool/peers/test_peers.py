@@ -166,9 +166,7 @@ def test_broadcast_returns_all_iso20_contracts_of_a_peer(three: dict[str, Pool])
 # --- Addressed -------------------------------------------------------------------------------------------------------
 
 
-def test_addressed_vehicle_request_is_answered_by_the_target_pool(
-    three: dict[str, Pool], deliveries: list[Any]
-) -> None:
+def test_peer_answers_an_addressed_vehicle_request(three: dict[str, Pool], deliveries: list[Any]) -> None:
     car = three["pool-b"].car()
     here, there = three["pool-a"].publish(car), three["pool-b"].publish(car)
     assert deliver(three["pool-a"], car, {})[0]["emaid"] == here.emaid
@@ -180,7 +178,7 @@ def test_addressed_vehicle_request_is_answered_by_the_target_pool(
     assert item["metaData"] == "The pool that the request is for has nothing for the vehicle now."
 
 
-def test_addressed_vehicle_request_to_an_unknown_pool_is_404(three: dict[str, Pool]) -> None:
+def test_peer_that_is_unknown_is_404_for_an_addressed_vehicle_request(three: dict[str, Pool]) -> None:
     pool, car = three["pool-a"], three["pool-a"].car()
     assert sentences(pool.post(car, headers=to("pool-z")), 404)
     assert sentences(pool.oem.get(f"/contractData/pcid/{car.pcid}", headers=to("pool-z")), 404)

@@ -179,7 +179,7 @@ def test_build_ocsp_request_has_no_nonce_and_the_chosen_hash(p256: Branch) -> No
         assert not list(request.extensions)
 
 
-def test_reissued_ca_certificate_is_the_same_issuer(p256: Branch) -> None:
+def test_ca_certificate_that_is_reissued_is_the_same_issuer(p256: Branch) -> None:
     again = forge(p256.sub2.certificate, p256.sub1.key, lambda tbs: setattr(tbs, "serial_number", 77))
     assert again != p256.sub2.certificate
     assert again.issuer_key_id == p256.sub2.certificate.issuer_key_id

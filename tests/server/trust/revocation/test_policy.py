@@ -64,7 +64,7 @@ def outcome(judge: HardFailRevocation, chain: object, at: datetime = AT) -> CCPE
         return exc
 
 
-def test_hard_fail_checks_each_certificate_of_a_chain(made: Branch) -> None:
+def test_policy_hard_fail_checks_each_certificate_of_a_chain(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
     rules = RevocationPolicy()
     leaf, sub2, sub1 = certificate_refs((chain,))
@@ -94,7 +94,7 @@ def test_hard_fail_checks_each_certificate_of_a_chain(made: Branch) -> None:
     assert isinstance(outcome(HardFailRevocation(known(old), rules), chain), RevokedError)
 
 
-def test_fresh_crl_is_good_evidence_for_unlisted_certificates(made: Branch) -> None:
+def test_crl_that_is_fresh_is_good_evidence_for_unlisted_certificates(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
     rules = RevocationPolicy()
     leaf, sub2, _ = certificate_refs((chain,))
@@ -148,7 +148,7 @@ def test_check_refs_equals_the_chain_check_with_grace(made: Branch) -> None:
     check_refs((), known(), rules, AT)
 
 
-def test_dump_and_load_refs_round_trip() -> None:
+def test_dump_refs_and_load_refs_round_trip() -> None:
     keys = (
         CertificateRef("a" * 64, 2**159 - 1, ("http://x", "http://y"), ("f" * 64, 'A "CA"')),
         CertificateRef("b" * 64, 1, ()),
@@ -189,7 +189,7 @@ def test_configured_crl_covers_earlier_publications(crls: tuple[str, ...] | None
     assert not RevocationPolicy(crl_urls={"Sub1": url}).crls_for(key)
 
 
-def test_no_check_and_deferred_check_report_themselves(made: Branch) -> None:
+def test_policy_without_or_with_a_deferred_check_reports_itself(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
     assert "not checked" in NoRevocationCheck().check(chain, AT)
     later = DeferredRevocation()

@@ -138,7 +138,7 @@ def test_ensure_good_reports_revoked_before_missing_evidence(server: Scripted, m
     run(test)
 
 
-def test_concurrent_callers_share_one_fetch(server: Scripted, made: Branch) -> None:
+def test_revocation_fetch_is_shared_by_concurrent_callers(server: Scripted, made: Branch) -> None:
     leaf = made.contract().certificate
     der = answer(leaf, made.sub2)
     server.on("/sub2", Reply(body=der, delay=0.2))
@@ -151,7 +151,7 @@ def test_concurrent_callers_share_one_fetch(server: Scripted, made: Branch) -> N
     run(test)
 
 
-def test_cancelled_caller_does_not_stop_a_shared_fetch(server: Scripted, made: Branch) -> None:
+def test_revocation_fetch_goes_on_for_others_when_a_caller_is_cancelled(server: Scripted, made: Branch) -> None:
     leaf = made.contract().certificate
     server.on("/sub2", Reply(body=answer(leaf, made.sub2), delay=1.0))
 
@@ -167,7 +167,7 @@ def test_cancelled_caller_does_not_stop_a_shared_fetch(server: Scripted, made: B
     run(test)
 
 
-def test_failing_host_opens_its_circuit(server: Scripted) -> None:
+def test_host_that_fails_opens_its_circuit(server: Scripted) -> None:
     made = branch(addresses={"sub2": StatusURLs(ocsp=server.url + "/2")})
     server.on("/2", Reply(status=503))
 
@@ -223,7 +223,7 @@ def test_names_that_resolve_to_loopback_are_not_called(server: Scripted) -> None
     run(test, egress_allow_networks=())
 
 
-def test_redirects_of_responders_are_not_followed(server: Scripted, made: Branch) -> None:
+def test_revocation_fetch_follows_no_redirect_of_a_responder(server: Scripted, made: Branch) -> None:
     leaf = made.contract().certificate
     server.on("/real", answer(leaf, made.sub2))
     server.on("/sub2", Reply(status=307, headers={"Location": server.url + "/real"}))
@@ -239,7 +239,7 @@ def test_redirects_of_responders_are_not_followed(server: Scripted, made: Branch
 # --- Policy ---
 
 
-def test_policy_decides_on_certificates_without_status_urls() -> None:
+def test_revocation_policy_decides_on_certificates_without_status_urls() -> None:
     made = branch()
     chain = made.chain(made.contract().certificate)
 
@@ -268,7 +268,7 @@ def test_policy_decides_on_certificates_without_status_urls() -> None:
     run(off, revocation="off")
 
 
-def test_policy_off_registers_certificates_for_later_checks(server: Scripted, made: Branch) -> None:
+def test_revocation_policy_off_registers_certificates_for_later_checks(server: Scripted, made: Branch) -> None:
     """The sweep asks for it then; until it has, its standing is not known."""
     good, revoked = made.contract().certificate, made.contract().certificate
 
@@ -319,7 +319,7 @@ def test_crl_configured_later_covers_earlier_publications(server: Scripted) -> N
     run(test)
 
 
-def test_policy_off_fetches_nothing(server: Scripted, made: Branch) -> None:
+def test_revocation_policy_off_fetches_nothing(server: Scripted, made: Branch) -> None:
     async def test(bench: Bench) -> None:
         await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
         await bench.service.check_vehicle(made.chain(made.contract().certificate), AT)
