@@ -127,7 +127,7 @@ def test_release_builds_have_the_same_bytes(release: ModuleType, tmp_path: Path)
     assert list(release.content_problems(dist)) == []
 
 
-def test_publishing_workflow_checks_before_it_publishes_with_attestations() -> None:
+def test_release_workflow_checks_before_it_publishes_with_attestations() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/publish.yml").read_text("utf-8"))
     jobs = workflow["jobs"]
     commands = "\n".join(step.get("run", "") for step in jobs["build"]["steps"])
@@ -140,7 +140,7 @@ def test_publishing_workflow_checks_before_it_publishes_with_attestations() -> N
     assert all("run" not in step for step in jobs["publish"]["steps"]), "the job with the rights runs no code of ours"
 
 
-def test_publishing_workflow_fits_its_schema() -> None:
+def test_release_workflow_fits_its_schema() -> None:
     done = subprocess.run(
         ["check-jsonschema", "--builtin-schema", "vendor.github-workflows", ROOT / ".github/workflows/publish.yml"],
         capture_output=True,

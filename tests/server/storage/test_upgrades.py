@@ -160,7 +160,7 @@ def serves(pool: Pool, donor: Donor) -> None:
     assert with_store(pool.settings.database, verified)
 
 
-def test_donor_has_rows_in_tables_that_partners_fill(donor: Donor) -> None:
+def test_upgrade_donor_has_rows_in_tables_that_partners_fill(donor: Donor) -> None:
     filled = {table for table, rows in donor.rows.items() if rows}
     assert filled >= {
         *("audit", "audit_head", "contract", "emaid_claim", "outbox", "party", "party_owns", "party_secret", "peer"),
