@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import fields, replace
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -23,22 +23,18 @@ from ccp.cli.output import (
 )
 from ccp.client import BadRequestError, Client, Dialect, Routing
 from ccp.errors import ConfigurationError, MismatchError
-from ccp.ids import Fingerprint, Namespace, ProviderId
+from ccp.ids import Namespace
 from ccp.server import settings
+from ccp.server.access.admin_changes import Actor
 from ccp.server.audit.actor import command_actor
 from ccp.server.pool.peer_links import client_options
-from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Query
-from ccp.server.storage.queries import peers, subscriptions
-from ccp.server.storage.queries.audit import Action, Entry, with_audit
+from ccp.server.pool.peer_registry import PeerRegistry, PeerView, create_peer, parse_peer_fields
 from ccp.server.storage.queries.peers import Peer
-from ccp.server.storage.queries.subscriptions import PEER_PREFIX, Subscription
 
 app = typer.Typer(no_args_is_help=True)
 
 _SECRET_VARIABLE = "CCP_PEER_SECRET"  # noqa: S105  the variable's name
-_SECRETS = ("secret", "token")
-
+T = TypeVar("T")
 PeerArgument = Annotated[str, typer.Argument(metavar="PARTY_ID", help="The pool's party id.")]
 Texts = list[str]
 
@@ -62,23 +58,13 @@ def add(
     as_json: JsonOption = False,
 ) -> None:
     """Register a pool. The client secret or token is read from CCP_PEER_SECRET, or from the terminal."""
-    secret = _read_secret()
-    peer = Peer(
-        party_id,
-        base_url,
-        dialect.value,
-        client_id,
-        secret if client_id is not None else None,
-        token_url,
-        audience,
-        None if client_id is not None else secret,
-        _roots(v2g_root),
-        provider_ids=_providers(provider_id),
-    )
-    _check(peer)
-    now = datetime.now(UTC)
-    entry = Entry(now, command_actor(), Action.PEER_ADDED, {"peer": party_id, "base_url": base_url})
-    _write(config, with_audit(peers.add(peer, now), lambda _: [entry]))
+    given = {
+        "party_id": party_id, "base_url": base_url, "dialect": dialect.value, "client_id": client_id,
+        "token_url": token_url, "audience": audience, "v2g_roots": _fingerprints(v2g_root),
+        "provider_ids": provider_id,
+    }  # fmt: skip
+    peer = create_peer(given, _read_secret())
+    _with_registry(config, lambda registry, at: registry.add(peer, _command(), at))
     _print_peer(peer, f"{party_id} is a peer. Test it with 'ccp peer test {party_id}'.", as_json=as_json)
 
 
@@ -86,10 +72,7 @@ def add(
 def list_peers(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List the peers, without secrets."""
 
-    async def read(store: Store) -> list[Peer]:
-        return await store.read(peers.list_all())
-
-    found = with_store(config, read)
+    found = _with_registry(config, lambda registry, at: registry.list_all())
     if as_json:
         print_json([_members(peer) for peer in found])
         return
@@ -139,17 +122,10 @@ def edit(
     as_json: JsonOption = False,
 ) -> None:
     """Change a peer. Running workers follow within seconds. A list option may be given several times."""
-    values: dict[str, Any] = {}
-    if base_url is not None:
-        values["base_url"] = base_url
-    if dialect is not None:
-        values["dialect"] = dialect.value
-    if token_url is not None:
-        values["token_url"] = token_url or None
-    if audience is not None:
-        values["audience"] = audience or None
-    added = {"v2g_roots": _roots(add_v2g_root), "provider_ids": _providers(add_provider_id)}
-    removed = {"v2g_roots": _roots(remove_v2g_root), "provider_ids": _providers(remove_provider_id)}
+    given = {"base_url": base_url, "dialect": dialect and dialect.value, "token_url": token_url, "audience": audience}
+    values = parse_peer_fields({name: value for name, value in given.items() if value is not None})
+    added = parse_peer_fields({"v2g_roots": _fingerprints(add_v2g_root), "provider_ids": add_provider_id})
+    removed = parse_peer_fields({"v2g_roots": _fingerprints(remove_v2g_root), "provider_ids": remove_provider_id})
     if not (values or any(added.values()) or any(removed.values())):
         raise ConfigurationError("Nothing is to be changed; see --help.")
 
@@ -160,7 +136,7 @@ def edit(
         sets = {name: (getattr(peer, name) - removed[name]) | added[name] for name in added}
         return replace(peer, **values, **sets)
 
-    peer = _edit(config, party_id, change)
+    peer = _with_registry(config, lambda registry, at: registry.edit(party_id, change, _command(), at))
     _print_peer(peer, f"{party_id} is changed.", as_json=as_json)
 
 
@@ -171,15 +147,15 @@ def rotate_secret(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replace the client secret or token that the peer has given us; read as by `ccp peer add`."""
+    """Replace the client secret or token that the peer has given us; read as by `ccp peer add`.
+
+    Running workers follow within seconds; a call in progress is not interrupted. For the secret with which the peer
+    calls us, use `ccp party rotate-secret`; for the one that signs its events, `ccp neighbour subscribe --renew`.
+    """
     secret = _read_secret()
-
-    def change(peer: Peer) -> Peer:
-        if client_id is None and peer.client_id is None:
-            return replace(peer, token=secret)
-        return replace(peer, client_id=client_id or peer.client_id, secret=secret, token=None)
-
-    peer = _edit(config, party_id, change)
+    peer = _with_registry(
+        config, lambda registry, at: registry.rotate_secret(party_id, secret, _command(), at, client_id)
+    )
     _print_peer(
         peer, f"The secret of {party_id} is replaced. Test it with 'ccp peer test {party_id}'.", as_json=as_json
     )
@@ -204,14 +180,14 @@ def call(party_id: PeerArgument, config: ConfigOption = None, as_json: JsonOptio
 @app.command()
 def enable(party_id: PeerArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Enable a peer. Running workers follow within seconds."""
-    peer = _edit(config, party_id, lambda peer: replace(peer, enabled=True), Action.PEER_ENABLED)
+    peer = _with_registry(config, lambda registry, at: registry.enable(party_id, _command(), at))
     _print_peer(peer, f"{party_id} is enabled.", as_json=as_json)
 
 
 @app.command()
 def disable(party_id: PeerArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Disable a peer: it is no longer asked. Running workers follow within seconds."""
-    peer = _edit(config, party_id, lambda peer: replace(peer, enabled=False), Action.PEER_DISABLED)
+    peer = _with_registry(config, lambda registry, at: registry.disable(party_id, _command(), at))
     _print_peer(peer, f"{party_id} is disabled.", as_json=as_json)
 
 
@@ -221,25 +197,7 @@ def remove(
 ) -> None:
     """Remove a peer, our credentials with it, and the subscription to its events. Workers follow within seconds."""
     confirm(f"Remove the peer {party_id}", yes=yes)
-    source = f"{PEER_PREFIX}{party_id}"
-
-    def change() -> Query[tuple[Peer, Subscription | None]]:
-        peer = yield from peers.remove(party_id)
-        subscription = yield from subscriptions.find(source)
-        if subscription is not None:
-            yield from subscriptions.remove(subscription.id)
-        return peer, subscription
-
-    def entries(removed: tuple[Peer, Subscription | None]) -> list[Entry]:
-        peer, subscription = removed
-        now, actor = datetime.now(UTC), command_actor()
-        found = [Entry(now, actor, Action.PEER_REMOVED, {"peer": party_id, "base_url": peer.base_url})]
-        if subscription is not None:
-            subject = {"source": source, "subscription": subscription.id}
-            found.append(Entry(now, actor, Action.SUBSCRIPTION_REMOVED, subject))
-        return found
-
-    peer, _ = _write(config, with_audit(change(), entries))
+    peer = _with_registry(config, lambda registry, at: registry.remove(party_id, _command(), at))
     _print_peer(peer, f"{party_id} is removed.", as_json=as_json)
 
 
@@ -250,47 +208,16 @@ def _print_peer(peer: Peer, sentence: str, *, as_json: bool) -> None:
         print_line(sentence)
 
 
-def _edit(
-    config: ConfigOption, party_id: str, change: Callable[[Peer], Peer], action: Action = Action.PEER_EDITED
-) -> Peer:
-    """Change a peer and record it. Raises NotFound, ConfigurationError for a peer that cannot be called."""
-
-    def checked(peer: Peer) -> Peer:
-        changed = change(peer)
-        if action is Action.PEER_EDITED:
-            _check(changed)
-        return changed
-
-    def entries(result: tuple[Peer, Peer]) -> list[Entry]:
-        before, after = result
-        changed = [field.name for field in fields(Peer) if getattr(after, field.name) != getattr(before, field.name)]
-        subject: dict[str, Any] = {"peer": party_id}
-        if action is Action.PEER_EDITED:
-            shown = [name for name in changed if name not in _SECRETS]
-            were, are = _members(before), _members(after)
-            subject |= {
-                "changed": changed,
-                "before": {name: were[name] for name in shown},
-                "after": {name: are[name] for name in shown},
-            }
-        return [Entry(datetime.now(UTC), command_actor(), action, subject)] if changed else []
-
-    result: tuple[Peer, Peer] = _write(config, with_audit(peers.edit(party_id, checked), entries))
-    return result[1]
-
-
 def _get(config: ConfigOption, party_id: str) -> Peer:
-    async def read(store: Store) -> Peer:
-        return await store.read(peers.get(party_id))
-
-    return with_store(config, read)
+    return _with_registry(config, lambda registry, at: registry.get(party_id))
 
 
-def _write(config: ConfigOption, query: Query[Any]) -> Any:
-    async def write(store: Store) -> Any:
-        return await store.write(query)
+def _with_registry(config: ConfigOption, use: Callable[[PeerRegistry, datetime], Coroutine[Any, Any, T]]) -> T:
+    return with_store(config, lambda store: use(PeerRegistry(store), datetime.now(UTC)))
 
-    return with_store(config, write)
+
+def _command() -> Actor:
+    return Actor(command_actor())
 
 
 def _read_secret() -> str:
@@ -298,28 +225,9 @@ def _read_secret() -> str:
     return secret
 
 
-def _check(peer: Peer) -> None:
-    """Refuse a peer that no client could call. Raises ConfigurationError, FieldError."""
-    Client(**client_options(peer, 1.0)).close()  # type: ignore[arg-type]
+def _fingerprints(texts: Texts) -> list[str]:
+    return [parse_fingerprint(text, "v2g-root") for text in texts]
 
 
-def _roots(texts: Texts) -> frozenset[Fingerprint]:
-    return frozenset(parse_fingerprint(text, "v2g-root") for text in texts)
-
-
-def _providers(texts: Texts) -> frozenset[ProviderId]:
-    return frozenset(ProviderId.parse(text, "provider-id") for text in texts)
-
-
-def _members(peer: Peer) -> dict[str, object]:
-    return {
-        "party_id": peer.party_id,
-        "base_url": peer.base_url,
-        "dialect": peer.dialect,
-        "client_id": peer.client_id,
-        "token_url": peer.token_url,
-        "audience": peer.audience,
-        "v2g_roots": sorted(peer.v2g_roots),
-        "provider_ids": sorted(peer.provider_ids),
-        "enabled": peer.enabled,
-    }
+def _members(peer: Peer) -> dict[str, Any]:
+    return PeerView(peer).members()

@@ -88,7 +88,7 @@ class Session:
         access: client credentials, or an access token that the application renews. clock: monotonic seconds.
         wall_clock: seconds since 1970. random: a number from 0 to 1.
         """
-        self._base_url = _validated_url(base_url)
+        self._base_url = validated_url(base_url)
         self._access = access
         self._timeouts = timeouts
         self._retry = retry
@@ -98,7 +98,7 @@ class Session:
         self._token = access if isinstance(access, str) else None
         self._token_expires = float("inf") if isinstance(access, str) else 0.0
         if isinstance(access, Credentials) and access.token_url is not None:
-            _validated_url(access.token_url)
+            validated_url(access.token_url)
 
     def call(self, call: Call[T]) -> ProtocolFlow[T]:
         """Send a call, with retries, and return its result. Raises ClientError."""
@@ -233,7 +233,7 @@ class Session:
             return None
 
 
-def _validated_url(url: str) -> str:
+def validated_url(url: str) -> str:
     """Return the URL without a slash at its end. Raises ConfigurationError."""
     try:
         parts = urlsplit(url)

@@ -43,6 +43,7 @@ from ccp.server.http.protocol import STATE as CONNECTIONS
 from ccp.server.http.request_context import RequestContext
 from ccp.server.http.routes import (
     admin,
+    admin_peers,
     est,
     events,
     oauth,
@@ -59,6 +60,7 @@ from ccp.server.metrics import Metrics
 from ccp.server.pool.enrolment import Enrolment
 from ccp.server.pool.event_sources import EventSources
 from ccp.server.pool.operations import Pool
+from ccp.server.pool.peer_registry import PeerRegistry
 from ccp.server.pool.peers import RegisteredPeers
 from ccp.server.runtime import allocator
 from ccp.server.runtime.background import BackgroundTasks, PeriodicTask
@@ -345,6 +347,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         subscribed_events.route(context, pool, sources, services.peers.negatives.forget, root_sync.request),
         *events.router(webhooks, context, events.OPNC).routes,
         *admin.router(PartyRegistry(store), context).routes,
+        *admin_peers.router(PeerRegistry(store), context).routes,
         *est.routes(enrolment, context),
         *health.routes(),
         *metrics_route.routes(metrics, context, config.metrics),

@@ -53,6 +53,8 @@ QUERIES: dict[str, Any] = {
     "anchors.list_all": SMALL,
     "signing_keys.list_all": SMALL,
     "peers queries.list_all": SMALL,
+    "peers.list_all": SMALL,
+    "peers.get": SMALL,
     "event_sources queries.list_all": SMALL,
     "issuer_certificates.list_all": SMALL,
     "change_counters.read_all": SMALL,

@@ -13,14 +13,15 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
-from ccp.errors import Conflict, FieldError, NotAuthenticated, NotAuthorised
+from ccp.errors import Conflict, FieldError
 from ccp.schemas.timestamps import rfc3339
+from ccp.server.access.admin_changes import Actor, Precondition, any_state, begin_change
 from ccp.server.access.client_secrets import hash_secret, new_secret
-from ccp.server.domain.parties import TOKEN_NOT_VALID, Party, PartyRole, check_party
+from ccp.server.domain.parties import Party, PartyRole, check_party
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query
-from ccp.server.storage.queries import audit, parties, signing_keys
+from ccp.server.storage.queries import audit, parties
 from ccp.server.storage.queries.audit import Action
 from ccp.server.storage.queries.parties import SecretValidity
 
@@ -44,20 +45,6 @@ class SecretToRevoke(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Actor:
-    """The admin or the operating system user that changes the registry.
-
-    name: the actor in the audit trail, the client id of an admin or `cli:` and a user name. trace_id: of the request,
-    empty for a command. kid: of the pool's own key that signed the admin's token, see
-    `ccp.server.domain.parties.Caller`.
-    """
-
-    name: str
-    trace_id: str = ""
-    kid: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class PartyView:
     """A party and the validity of its current secrets, newest first."""
 
@@ -76,14 +63,6 @@ class PartyView:
                 for secret in self.secrets
             ],
         }
-
-
-Precondition: TypeAlias = Callable[[PartyView], None]
-"""Called with the stored party, under the lock and before the change. Raises PreconditionFailed."""
-
-
-def any_state(view: PartyView) -> None:
-    """The precondition that always holds."""
 
 
 class PartyRegistry:
@@ -145,7 +124,7 @@ class PartyRegistry:
         hashed = await self._hashing.run(hash_secret, secret)
 
         def change() -> Query[None]:
-            yield from _begin(by)
+            yield from begin_change(by)
             yield from parties.insert(party, hashed, now)
             yield from _record(by, now, Action.PARTY_ADDED, party.client_id, **_audited_members(party))
 
@@ -217,7 +196,7 @@ class PartyRegistry:
         hashed = await self._hashing.run(hash_secret, secret)
 
         def change() -> Query[PartyView]:
-            yield from _begin(by)
+            yield from begin_change(by)
             party = yield from parties.get(client_id)
             live = yield from parties.list_secrets(client_id, now)
             precondition(PartyView(party, live))
@@ -233,7 +212,7 @@ class PartyRegistry:
 def _update(
     client_id: str, change: PartyUpdate, by: Actor, now: datetime, action: Action, precondition: Precondition
 ) -> Query[PartyView]:
-    yield from _begin(by)
+    yield from begin_change(by)
     before = yield from parties.get(client_id)
     live = yield from parties.list_secrets(client_id, now)
     precondition(PartyView(before, live))
@@ -254,20 +233,6 @@ def _update(
         after={name: are[name] for name in members},
     )
     return PartyView(after, live)
-
-
-def _begin(by: Actor) -> Query[None]:
-    """Lock the registry and check again that a registered actor is an admin and that its token's key is valid.
-
-    The caches of the worker may be a second old, and the request was authorised even before that. Raises
-    NotAuthorised, NotAuthenticated.
-    """
-    yield from parties.lock()
-    actor = yield from parties.find(by.name)
-    if actor is not None and not (actor.enabled and PartyRole.ADMIN in actor.roles):
-        raise NotAuthorised("The caller is not an admin any more.")
-    if by.kid is not None and (actor is None or not (yield from signing_keys.exists(by.kid))):
-        raise NotAuthenticated(TOKEN_NOT_VALID)
 
 
 def _refuse_lockout(before: Party, after: Party) -> None:

@@ -37,6 +37,14 @@ class AdminOperation(StrEnum):
     DISABLE_PARTY = "DisableParty"
     ENABLE_PARTY = "EnableParty"
     ROTATE_SECRET = "RotateSecret"  # noqa: S105  a name, not a secret
+    LIST_PEERS = "ListPeers"
+    ADD_PEER = "AddPeer"
+    GET_PEER = "GetPeer"
+    EDIT_PEER = "EditPeer"
+    REMOVE_PEER = "RemovePeer"
+    DISABLE_PEER = "DisablePeer"
+    ENABLE_PEER = "EnablePeer"
+    ROTATE_PEER_SECRET = "RotatePeerSecret"  # noqa: S105  a name, not a secret
     GET_ROLES = "GetRoles"
 
 
@@ -112,7 +120,7 @@ _trusted_roots: Final = Rule("the roots that the pool trusts", lambda party, sub
 _numbers: Final = Rule("what the pool counts", lambda party, subject: True)
 _own_stations: Final = Rule("certificates of its own charging stations", lambda party, subject: True)
 _own_webhooks: Final = Rule("webhooks of its own, for events of its own ids", lambda party, subject: True)
-_anything: Final = Rule("the whole register", lambda party, subject: True)
+_anything: Final = Rule("every entry", lambda party, subject: True)
 
 ROLE_TABLE: Final[Mapping[Operation, Mapping[PartyRole, Rule]]] = {
     Operation.GET_CONTRACT_DATA_BY_EMAID: {PartyRole.EMSP: _own_provider},

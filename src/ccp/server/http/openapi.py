@@ -36,6 +36,7 @@ from ccp.server.domain.parties import PartyRole
 from ccp.server.http.responses import json_content
 from ccp.server.http.routes import (
     admin,
+    admin_peers,
     est,
     events,
     oauth,
@@ -56,7 +57,7 @@ _SCOPES: Final = {
     PartyRole.OEM: "vehicles of the OEM's own WMIs",
     PartyRole.CPS: "publication for the providers that the CPS signs for",
     PartyRole.CCP: "requests that another pool passes on",
-    PartyRole.ADMIN: "the party registry and the metrics",
+    PartyRole.ADMIN: "the registers of parties and peers, and the metrics",
 }
 _FAILURES: Final = (400, 401, 403, 404, 413, 415, 500, 503)
 _DELIVER: Final = "Return the contracts of the vehicle that signed the CertificateInstallationReq."
@@ -87,6 +88,7 @@ def describe(app: FastAPI, public_url: str) -> dict[str, Any]:
             Get15118EVCertificateResponse,
             *events.BODIES,
             *admin.BODIES,
+            *admin_peers.BODIES,
         ):
             _add_schema(schemas, model)
         document["paths"][f"{opnc.BASE}/signedcontractdata"] = {

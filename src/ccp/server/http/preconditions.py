@@ -1,4 +1,4 @@
-"""Entity tags of parties, and conditional updates with If-Match.
+"""Entity tags of parties and peers, and conditional updates with If-Match.
 
 Source: RFC 9110 clauses 8.8.3 and 13.1.1.
 """
@@ -13,20 +13,23 @@ from typing import Final
 import orjson
 
 from ccp.errors import FieldError, PreconditionFailed
-from ccp.server.access.party_registry import PartyView, Precondition, any_state
+from ccp.server.access.admin_changes import Precondition, Shown, any_state
 
 _TAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]*"', re.ASCII)
 _TAGS: Final = re.compile(rf"[ \t,]*{_TAG.pattern}(?:[ \t]*,[ \t,]*{_TAG.pattern})*[ \t,]*", re.ASCII)
 
 
-def etag(shown: PartyView) -> str:
-    """Return the strong entity tag of a party: equal tags mean equal members in a GET response."""
+def etag(shown: Shown) -> str:
+    """Return the strong entity tag of an entry: equal tags mean equal members in a GET response."""
     members = orjson.dumps(shown.members(), option=orjson.OPT_SORT_KEYS)
     return f'"{hashlib.sha256(members).hexdigest()[:32]}"'
 
 
-def if_match(values: Iterable[str]) -> Precondition:
-    """Return the precondition of the If-Match header lines; without a line it always holds. Raises FieldError."""
+def if_match(values: Iterable[str], noun: str) -> Precondition:
+    """Return the precondition of the If-Match header lines; without a line it always holds.
+
+    noun: what the entry is, for the sentence of PreconditionFailed. Raises FieldError.
+    """
     lines = list(values)
     text = ", ".join(lines).strip(" \t")
     if not lines or text == "*":
@@ -36,8 +39,8 @@ def if_match(values: Iterable[str]) -> Precondition:
     # The comparison is strong, so a weak tag in the list matches nothing.
     tags = frozenset(_TAG.findall(text))
 
-    def precondition(shown: PartyView) -> None:
+    def precondition(shown: Shown) -> None:
         if etag(shown) not in tags:
-            raise PreconditionFailed("The party is not as If-Match says; read it again.")
+            raise PreconditionFailed(f"The {noun} is not as If-Match says; read it again.")
 
     return precondition

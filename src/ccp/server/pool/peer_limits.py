@@ -46,6 +46,11 @@ class Shares:
         self._total = 0
         self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is in flight and none waits."""
+        return not self._total and not self._waiting
+
     def has_room(self, caller: str) -> bool:
         """Whether the caller may send one more request. The last quarter is for callers with none in flight."""
         count = self._in_flight[caller]

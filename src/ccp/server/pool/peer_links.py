@@ -68,6 +68,11 @@ class PeerLink:
         """The peer's party id."""
         return self.peer.party_id
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request to the peer is in flight, and none waits."""
+        return self.vehicle_shares.is_idle and self.addressed_shares.is_idle
+
     async def close_expired(self) -> None:
         """Close connections that have been idle for too long, or that the peer has closed."""
         await self.vehicle_client.close_expired()

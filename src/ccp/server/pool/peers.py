@@ -52,6 +52,8 @@ _log = structlog.get_logger("ccp.server.pool.peers")
 _TOTAL_ADDRESSED: Final = 96, 32
 """Addressed requests in flight to all peers, of one worker: total, and of one caller."""
 _CONNECTION_INTERVAL: Final = 5.0
+_LONGEST_CALL: Final = 60.0
+"""Seconds after which a replaced link is closed even if a call of it has not ended."""
 _GRACE: Final = 0.1  # Seconds after its time limit in which a call ends by itself; then it is cancelled.
 _UNKNOWN: Final = "No pool with the id in OPNC-to-party-id is known here."
 
@@ -174,6 +176,7 @@ class RegisteredPeers:
         self._lag = lag or LoopLag()
         self._total_addressed = Shares(*_TOTAL_ADDRESSED)
         self._links: dict[str, PeerLink] = {}
+        self._retired: list[tuple[float, PeerLink]] = []  # With the time on the monotonic clock.
         self._negatives = NegativeCache(settings.peer_negative_ttl, time.monotonic)
         self.negatives: Final = SharedNegatives(store, self._negatives)
         self._answers = PeerAnswers(store, anchors, refuse_revoked, budget or LoopBudget())
@@ -198,7 +201,10 @@ class RegisteredPeers:
         return self._tls
 
     async def refresh(self) -> None:
-        """Load the registered peers. The links of peers that did not change are kept."""
+        """Load the registered peers. The links of peers that did not change are kept.
+
+        Calls in progress on the other links end as they began; `closing_expired` closes these links afterwards.
+        """
         registered = {peer.party_id: peer for peer in await self._store.read(queries.list_all()) if peer.enabled}
         dropped = [link for name, link in self._links.items() if registered.get(name) != link.peer]
         kept = {name: link for name, link in self._links.items() if registered.get(name) == link.peer}
@@ -219,13 +225,14 @@ class RegisteredPeers:
         for link in dropped:
             if link.name not in kept:
                 self._metrics.peer_circuit_changed(link.name, False)
-            await link.close()
+        self._retired += [(time.monotonic(), link) for link in dropped]
 
     async def close(self) -> None:
         """Cancel running calls and close all connections."""
         await self._broadcasts.close()
-        links, self._links = self._links, {}
-        for link in links.values():
+        links, self._links = [*self._links.values(), *(link for _, link in self._retired)], {}
+        self._retired = []
+        for link in links:
             await link.close()
 
     def closing_expired(self) -> PeriodicTask:
@@ -234,8 +241,19 @@ class RegisteredPeers:
         async def close_expired() -> None:
             for link in tuple(self._links.values()):
                 await link.close_expired()
+            await self._close_retired()
 
         return PeriodicTask("peer_connections", close_expired, _CONNECTION_INTERVAL)
+
+    async def _close_retired(self) -> None:
+        """Close replaced links: once they are idle, but not while a broadcast may still use them for its next wave."""
+        now = time.monotonic()
+        youngest = now - self._calls.timeout - _GRACE
+        oldest = now - _LONGEST_CALL - self._request_timeout
+        ended = [(at, link) for at, link in self._retired if at < oldest or (at < youngest and link.is_idle)]
+        self._retired = [entry for entry in self._retired if entry not in ended]
+        for _, link in ended:
+            await link.close()
 
     def route(self, party_id: str) -> str | None:
         """See `Peers.route`."""

@@ -10,10 +10,15 @@ import httpx
 
 from ccp.server.domain.parties import PartyRole
 from ccp.server.http.routes.admin import BASE
-from tests.world import Pool, party
+from ccp.server.storage.queries import peers
+from ccp.server.storage.queries.peers import Peer
+from tests.world import AT, Pool, party
 
 ADMINS = [party("admin", PartyRole.ADMIN), party("second_admin", PartyRole.ADMIN)]
 
+
+PEERS = ["far", "gone", "further"]
+"""Party ids of the peers that `add_peers` registers."""
 
 _NUMBERS = itertools.count(1)
 
@@ -21,6 +26,11 @@ _NUMBERS = itertools.count(1)
 def call(pool: Pool, method: str, path: str, caller: str | None = "admin", **options: Any) -> httpx.Response:
     headers = {"Authorization": f"Bearer {pool.token(caller)}"} if caller else {}
     return pool.http.request(method, BASE + path, headers=headers, **options)
+
+
+def add_peers(pool: Pool) -> None:
+    for name in PEERS:
+        pool.change(peers.add(Peer(name, f"https://{name}.example", client_id="us", secret="first-secret"), AT))
 
 
 def ok(answer: httpx.Response, status: int = 200) -> dict[str, Any]:
@@ -51,7 +61,9 @@ def within_five_seconds(condition: Any) -> None:
 
 def register_of(pool: Pool) -> list[Any]:
     """Everything that a refused call must leave as it is."""
-    return [pool.sql(f"select * from {table} order by 1, 2") for table in ("party", "party_owns", "party_secret")]
+    return [
+        pool.sql(f"select * from {table} order by 1, 2") for table in ("party", "party_owns", "party_secret", "peer")
+    ]
 
 
 GOOD = {"name": "Refused", "roles": ["cpo"]}

@@ -20,6 +20,8 @@ from tests.server.access.parties.admin_calls import (
     ADMINS,
     GOOD,
     NAME,
+    PEERS,
+    add_peers,
     call,
     fresh,
     new_wmi,
@@ -41,6 +43,19 @@ CALLS: dict[AdminOperation, tuple[str, str, dict[str, Any] | None, int]] = {
     AdminOperation.DISABLE_PARTY: ("POST", "/parties/small_cps/disable", None, 200),
     AdminOperation.ENABLE_PARTY: ("POST", "/parties/small_cps/enable", None, 200),
     AdminOperation.ROTATE_SECRET: ("POST", "/parties/small_cps/rotate-secret", {"overlap": 60}, 200),
+    AdminOperation.LIST_PEERS: ("GET", "/peers", None, 200),
+    AdminOperation.ADD_PEER: (
+        "POST",
+        "/peers",
+        {"party_id": "called", "base_url": "https://c.example", "secret": "token"},
+        201,
+    ),
+    AdminOperation.GET_PEER: ("GET", "/peers/far", None, 200),
+    AdminOperation.EDIT_PEER: ("PATCH", "/peers/far", {"base_url": "https://new.example"}, 200),
+    AdminOperation.DISABLE_PEER: ("POST", "/peers/far/disable", None, 200),
+    AdminOperation.ENABLE_PEER: ("POST", "/peers/far/enable", None, 200),
+    AdminOperation.ROTATE_PEER_SECRET: ("POST", "/peers/far/rotate-secret", {"secret": "token-2"}, 200),
+    AdminOperation.REMOVE_PEER: ("DELETE", "/peers/gone", None, 200),
     AdminOperation.GET_ROLES: ("GET", "/roles", None, 200),
 }
 
@@ -97,6 +112,10 @@ def test_admin_disabled_by_another_process_changes_nothing(place: Pool) -> None:
             ("PATCH", "/parties/cpo", {"name": "late"}),
             ("POST", "/parties/cpo/disable", None),
             ("POST", "/parties/cpo/rotate-secret", None),
+            ("POST", "/peers", {"party_id": "late", "base_url": "https://late.example", "secret": "token"}),
+            ("PATCH", "/peers/far", {"base_url": "https://late.example"}),
+            ("POST", "/peers/far/rotate-secret", {"secret": "late"}),
+            ("DELETE", "/peers/far", None),
         ):
             answer = place.http.request(method, BASE + path, headers=headers, json=body)
             assert sentences(answer, 403) == ["The caller is not an admin any more."]
@@ -256,6 +275,7 @@ def test_role_table_is_the_one_that_the_command_prints(place: Pool) -> None:
 def test_requests_made_from_the_description_are_answered_as_it_says(pkis: dict[str, PKI]) -> None:
     """On a pool of its own: made-up requests disable parties and rename them."""
     with start({"iso2": pkis["iso2"]}, ADMINS) as pool:
+        add_peers(pool)
         described = pool.http.get("/openapi.json").json()
         operations = {
             operation["operationId"]: f"{method.upper()} {path}"
@@ -269,14 +289,27 @@ def test_requests_made_from_the_description_are_answered_as_it_says(pkis: dict[s
             pool,
             "admin",
             6,
-            known={"name": ["Made up"], "client": ["cpo", "oem", "cps", "peer", "emsp"]},
-            places={"path.client_id": "client", "body.name": "name"},
+            known={
+                "name": ["Made up"],
+                "client": ["cpo", "oem", "cps", "peer", "emsp"],
+                "pool": PEERS,
+                "url": ["https://made-up.example"],
+            },
+            places={
+                "path.client_id": "client",
+                "body.name": "name",
+                "path.party_id": "pool",
+                "body.base_url": "url",
+                "body.token_url": "url",
+            },
         )
         schema = schemathesis.openapi.from_dict(described, config=settings)
 
         @schema.hook("map_body")
         def agreeing(context: Any, body: Any) -> Any:
             """Roles and ids that belong together are nothing that the description knows."""
+            if isinstance(body, dict) and body.get("base_url") == "https://made-up.example" and "party_id" in body:
+                return {**body, "party_id": f"made-up-{next(_NUMBERS)}", "secret": "token", "client_id": "us"}
             if not isinstance(body, dict) or body.get("name") != "Made up":
                 return body
             try:

@@ -11,17 +11,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Final, TypeAlias
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, WithJsonSchema
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, Field, StrictBool, WithJsonSchema
 from starlette.responses import Response
 
 from ccp.ids import WMI, OperatorId, ProviderId
+from ccp.server.access.admin_changes import Precondition
 from ccp.server.access.party_registry import (
     DEFAULT_OVERLAP,
     LONGEST_OVERLAP,
-    Actor,
     PartyRegistry,
-    Precondition,
     SecretToRevoke,
 )
 from ccp.server.domain.authorization import AdminOperation, role_table
@@ -35,10 +34,10 @@ from ccp.server.domain.parties import (
     parse_fields,
 )
 from ccp.server.http import preconditions
+from ccp.server.http.admin_operations import BASE, RequestBody, actor_of, describe, if_match
 from ccp.server.http.request_context import Handler, RequestContext, caller_dependency
-from ccp.server.http.responses import body_description, error_descriptions, json_response
+from ccp.server.http.responses import json_response
 
-BASE: Final = "/admin/v1"
 _PAGE_SIZE: Final = 100  # Parties.
 _MAX_PAGE_SIZE: Final = 1000  # A party with few ids has some 300 bytes.
 
@@ -57,16 +56,7 @@ _OperatorId: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "patte
 _Time: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
-class _RequestBody(BaseModel):
-    """Base of request bodies. A member may be absent, but not null."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def fields(self) -> dict[str, Any]:
-        return self.model_dump(exclude_unset=True)
-
-
-class NewParty(_RequestBody):
+class NewParty(RequestBody):
     """A party to register. Without client_id, the pool derives one from the name."""
 
     name: _Name
@@ -78,7 +68,7 @@ class NewParty(_RequestBody):
     operator_ids: list[_OperatorId] = Field(default_factory=list)
 
 
-class PartyChange(_RequestBody):
+class PartyChange(RequestBody):
     """The members to change. A list replaces the previous one."""
 
     name: _Name = Field(default_factory=str)
@@ -89,7 +79,7 @@ class PartyChange(_RequestBody):
     operator_ids: list[_OperatorId] = Field(default_factory=list)
 
 
-class Rotation(_RequestBody):
+class Rotation(RequestBody):
     """overlap: seconds for which the previous secret stays valid, 0 to end all older ones at once. end: which of two
     valid secrets ends.
     """
@@ -165,21 +155,7 @@ CursorQuery: TypeAlias = Annotated[
 
 
 _TAGGED: Final = frozenset({AdminOperation.ADD_PARTY, AdminOperation.GET_PARTY, AdminOperation.EDIT_PARTY})
-_ETAG: Final = {"ETag": {"description": "Entity tag of the party as GET shows it.", "schema": {"type": "string"}}}
-
-
-def _precondition(
-    request: Request,
-    declared: Annotated[
-        str | None,
-        Header(alias="If-Match", description="ETag that the party must have; * or no header: any."),
-    ] = None,
-) -> Precondition:
-    return preconditions.if_match(request.headers.getlist("if-match"))
-
-
-_IF_MATCH: Final = Depends(_precondition)
-"""Comes after the caller in a signature, so that the caller is authenticated before the header is evaluated."""
+_IF_MATCH: Final = if_match("party")
 
 
 def router(register: PartyRegistry, context: RequestContext) -> APIRouter:
@@ -197,25 +173,9 @@ def router(register: PartyRegistry, context: RequestContext) -> APIRouter:
         body: type[BaseModel] | None = None,
         status: int = 200,
     ) -> Callable[[Handler], Handler]:
-        one = path.startswith("/parties/")  # An operation on one party.
-        failures = [401, 403, 500, 503]
-        failures += [412] if one and method != "GET" else []
-        failures += [404] if "{" in path else []
-        failures += [] if operation is AdminOperation.GET_ROLES else [400]
-        failures += [413, 415] if body else []
-        return api.api_route(
-            BASE + path,
-            methods=[method],
-            name=operation.value,
-            operation_id=operation.value,
-            summary=operation.value,
-            response_class=Response,
-            status_code=status,
-            responses={
-                status: {"model": answer, **({"headers": _ETAG} if operation in _TAGGED else {})},
-                **error_descriptions(sorted(failures)),
-            },
-            openapi_extra=body_description(body, required=body is not Rotation) if body else None,
+        tagged = "party" if operation in _TAGGED else None
+        return describe(
+            api, method, path, operation, answer, body, status, tagged=tagged, needs_body=body is not Rotation
         )
 
     @add("GET", "/parties", AdminOperation.LIST_PARTIES, PartyPage)
@@ -239,7 +199,7 @@ def router(register: PartyRegistry, context: RequestContext) -> APIRouter:
         body = await context.read_json(request, caller, NewParty)
         party = create_party(body.fields())
         now = context.clock()
-        secret = await register.add(party, _actor(caller), now)
+        secret = await register.add(party, actor_of(caller), now)
         shown = await register.show(party.client_id, now)
         headers = {"Location": f"{BASE}/parties/{party.client_id}", "ETag": preconditions.etag(shown)}
         return json_response({**shown.members(), "client_secret": secret}, 201, headers)
@@ -266,7 +226,7 @@ def router(register: PartyRegistry, context: RequestContext) -> APIRouter:
         def change(party: Party) -> Party:
             return replace(party, **fields)
 
-        shown = await register.edit(client_id, change, _actor(caller), context.clock(), precondition)
+        shown = await register.edit(client_id, change, actor_of(caller), context.clock(), precondition)
         return json_response(shown.party.members(), headers={"ETag": preconditions.etag(shown)})
 
     @add("POST", "/parties/{client_id}/disable", AdminOperation.DISABLE_PARTY, PartyShown)
@@ -276,7 +236,7 @@ def router(register: PartyRegistry, context: RequestContext) -> APIRouter:
         precondition: Precondition = _IF_MATCH,
     ) -> Response:
         """Reject a party's tokens and secrets, within seconds in every worker. The party keeps its ids."""
-        shown = await register.disable(client_id, _actor(caller), context.clock(), precondition)
+        shown = await register.disable(client_id, actor_of(caller), context.clock(), precondition)
         return json_response(shown.party.members())
 
     @add("POST", "/parties/{client_id}/enable", AdminOperation.ENABLE_PARTY, PartyShown)
@@ -286,7 +246,7 @@ def router(register: PartyRegistry, context: RequestContext) -> APIRouter:
         precondition: Precondition = _IF_MATCH,
     ) -> Response:
         """Enable a disabled party."""
-        shown = await register.enable(client_id, _actor(caller), context.clock(), precondition)
+        shown = await register.enable(client_id, actor_of(caller), context.clock(), precondition)
         return json_response(shown.party.members())
 
     @add("POST", "/parties/{client_id}/rotate-secret", AdminOperation.ROTATE_SECRET, PartyWithNewSecret, Rotation)
@@ -300,7 +260,7 @@ def router(register: PartyRegistry, context: RequestContext) -> APIRouter:
         rotation = await context.read_json(request, caller, Rotation, default=b"{}")
         end = rotation.end if "end" in rotation.model_fields_set else None
         secret, shown = await register.rotate_secret(
-            client_id, _actor(caller), context.clock(), rotation.overlap, end, precondition
+            client_id, actor_of(caller), context.clock(), rotation.overlap, end, precondition
         )
         return json_response({**shown.members(), "client_secret": secret})
 
@@ -311,7 +271,3 @@ def router(register: PartyRegistry, context: RequestContext) -> APIRouter:
         return json_response({"roles": rows})
 
     return api
-
-
-def _actor(caller: Caller) -> Actor:
-    return Actor(caller.party.client_id, caller.trace_id, caller.kid)

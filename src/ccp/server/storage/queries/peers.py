@@ -48,6 +48,7 @@ def list_all() -> Query[list[Peer]]:
 
 def add(peer: Peer, now: datetime) -> Query[None]:
     """Register a peer. Raises Conflict if its party id is taken."""
+    yield lock(ChangeCounter.PEERS)
     taken = yield "select party_id from peer where party_id = $1", (peer.party_id,)
     if taken:
         raise Conflict(f"There is a peer {peer.party_id} already.")
