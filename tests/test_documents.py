@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ccp.server.settings import Settings
+from ccp.server.settings.reloading import RELOADABLE
 from ccp.server.settings.services import SERVICES, ServiceSettings
 from tests.documents import DOCS, ROOT, table
 
@@ -50,6 +51,12 @@ def test_settings_table_says_each_default() -> None:
         if isinstance(field.default, bool | int | float | str)
     }
     assert {name: shown.get(name) for name in expected} == expected
+
+
+def test_settings_that_a_reload_changes_stand_in_one_list() -> None:
+    text = (DOCS / "settings.md").read_text("utf-8").partition("\n## Reload\n")[2].partition("\n## ")[0]
+    listed = {name for line in re.findall(r"^- .*$", text, re.MULTILINE) for name in re.findall(r"`([a-z_]+)`", line)}
+    assert listed == RELOADABLE
 
 
 def test_settings_of_external_services_stand_in_one_table() -> None:

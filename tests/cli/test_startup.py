@@ -132,13 +132,13 @@ def test_startup_on_a_port_in_use_is_one_sentence_and_no_banner(tmp_path: Path, 
     assert error == f"Another process listens on port {port} of 127.0.0.1. Choose another port with --port."
 
 
-def test_pool_with_one_worker_declines_a_reload_and_goes_on(tmp_path: Path) -> None:
+def test_pool_with_one_worker_declines_its_replacement_and_goes_on(tmp_path: Path) -> None:
     port = free_port()
     with starting(tmp_path, "--port", port) as process:
         assert process.stderr is not None
         wait_for_port(port, process)
-        process.send_signal(signal.SIGHUP)
-        wait_until_logged(process, "reload declined")
+        process.send_signal(signal.SIGUSR2)
+        wait_until_logged(process, "worker replacement declined")
         wait_for_port(port, process)
         assert process.poll() is None
 

@@ -165,10 +165,10 @@ def test_workers_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
             free.listen()
 
 
-def test_workers_sighup_replaces_all_without_failed_request(tmp_path: Path) -> None:
+def test_workers_sigusr2_replaces_all_without_failed_request(tmp_path: Path) -> None:
     with serving(tmp_path) as served:
         before = served.answering()
-        served.process.send_signal(signal.SIGHUP)
+        served.process.send_signal(signal.SIGUSR2)
         until(lambda: served.answer() > 0 and not before & set(served.workers()) and len(served.workers()) == 2)
         assert not served.answering() & before
 
@@ -177,7 +177,7 @@ def test_workers_failed_start_keeps_the_old_workers(tmp_path: Path) -> None:
     with serving(tmp_path) as served:
         before = served.answering()
         (tmp_path / "broken").touch()
-        served.process.send_signal(signal.SIGHUP)
+        served.process.send_signal(signal.SIGUSR2)
         until(lambda: "worker replacement failed" in served.log)
         assert served.answering() == before
         # And one that ends is tried again until it can start.

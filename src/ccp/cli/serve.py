@@ -53,6 +53,8 @@ def serve(
     }  # fmt: skip
     effective = settings.load(config, **given)
     new_database, database_warnings = _check(effective)
+    from ccp.server.reloading import hold_signal
+
     tls = startup.check_tls(effective)
     bound = startup.bind(effective.host, effective.port)
     with _shared_folder(effective, given):
@@ -60,6 +62,7 @@ def serve(
         report = _report(effective, bound, config, limit, tls, new_database=new_database)
         warnings += [*database_warnings, *startup.warnings(effective, report, tls, datetime.now(UTC))]
         _export_environment(config, given)
+        hold_signal()
         _show(effective, report, warnings)
         _run(effective, bound)
 
@@ -160,9 +163,20 @@ def _raise_descriptor_limit(effective: Settings, given: dict[str, Any]) -> tuple
 
 def _run(effective: Settings, bound: socket.socket) -> None:
     from ccp.cli import workers
-    from ccp.server import metrics
+    from ccp.server import logging, metrics
     from ccp.server.http.uvicorn_options import uvicorn_options
+    from ccp.server.reloading import SettingsReloader
     from ccp.server.storage.engine import schema
+
+    reloader = SettingsReloader(settings.load(), logging.set_level)  # As workers load them: with the command line.
+
+    def reload(config: Any) -> bool:
+        usable = reloader.reload()
+        if reloader.current.tls_cert is not None:
+            for name, value in uvicorn_options(reloader.current).items():
+                if name.startswith("ssl_"):
+                    setattr(config, name, value)
+        return usable
 
     if effective.workers > 1:
         assert metrics.is_shared() or effective.metrics is MetricsAccess.OFF
@@ -174,6 +188,7 @@ def _run(effective: Settings, bound: socket.socket) -> None:
             if schema.is_postgres(effective.database)
             else "ccp.server.storage.engine.sqlite",
         ),
+        reload=reload,
         factory=True,
         host=effective.host,
         port=effective.port,

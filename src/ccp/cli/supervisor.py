@@ -12,8 +12,8 @@ the parent has threads) the workers are spawned, and each imports everything its
 - A thread of each worker sends a heartbeat once a second. A worker without a heartbeat for
   `timeout_worker_healthcheck` seconds is killed and replaced.
 - A worker whose parent has exited stops as at SIGTERM, and releases the port.
-- SIGTERM and SIGINT stop the workers. SIGHUP replaces each of them when its successor is ready. SIGTTIN starts one
-  more, SIGTTOU stops one.
+- SIGTERM and SIGINT stop the workers. At SIGHUP each of them reloads in place. SIGUSR2 replaces each of them when its
+  successor is ready. SIGTTIN starts one more, SIGTTOU stops one.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ import structlog
 from uvicorn import Config, Server
 from uvicorn.config import STARTUP_FAILURE
 
+from ccp.server.reloading import hold_signal
+
 _log = structlog.get_logger("ccp.workers")
 
 _HEARTBEAT_INTERVAL: Final = 1.0
@@ -49,10 +51,9 @@ _MAX_DELAY: Final = 30.0
 _MAX_DELAY_IF_READY: Final = 2.0
 
 _STOPPING: Final = ("SIGINT", "SIGTERM", "SIGBREAK")
-_IGNORED: Final = ("SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH")
-_SIGNALS: Final = tuple(
-    getattr(signal, name) for name in (*_STOPPING, "SIGHUP", "SIGTTIN", "SIGTTOU", *_IGNORED) if hasattr(signal, name)
-)
+_IGNORED: Final = ("SIGQUIT", "SIGUSR1", "SIGWINCH")
+_HANDLED: Final = (*_STOPPING, "SIGHUP", "SIGUSR2", "SIGTTIN", "SIGTTOU")
+_SIGNALS: Final = tuple(getattr(signal, name) for name in (*_HANDLED, *_IGNORED) if hasattr(signal, name))
 
 
 class RestartDelay:
@@ -123,6 +124,11 @@ class Worker:
         if self.process.exitcode is None:
             self.process.terminate()
 
+    def reload(self) -> None:
+        """Send SIGHUP. A worker that starts holds it until it is ready."""
+        if self.process.exitcode is None:
+            os.kill(self.pid, signal.SIGHUP)
+
     def close(self) -> None:
         """Reap the process and close its pipe."""
         self.process.join()
@@ -139,14 +145,16 @@ class Supervisor:
         *,
         prepare: Callable[[], None] = lambda: None,
         on_worker_exit: Callable[[int], None] = lambda pid: None,
+        reload: Callable[[], bool] = lambda: True,
     ) -> None:
         """sockets: bound and not listening. prepare: imports the modules that workers share. on_worker_exit: gets the
-        process id of each worker that has exited.
+        process id of each worker that has exited. reload: called at SIGHUP; returns whether the workers get it too.
         """
         self._config = config
         self._sockets = sockets
         self._prepare = prepare
         self._on_worker_exit = on_worker_exit
+        self._reload = reload
         self._count = config.workers
         self._timeout = float(config.timeout_worker_healthcheck)
         self._workers: list[Worker] = []
@@ -272,6 +280,10 @@ class Supervisor:
             if name in _STOPPING:
                 self._status = self._status or 0
             elif name == "SIGHUP":
+                if self._reload():
+                    for worker in self._workers:
+                        worker.reload()
+            elif name == "SIGUSR2":
                 for worker in self._workers:
                     worker.outdated = True
             elif name == "SIGTTIN":
@@ -295,6 +307,8 @@ class Supervisor:
                 for number in _SIGNALS
             }
             descriptor = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
+            if sys.platform != "win32":
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # SIGHUP was held during the start.
             try:
                 yield woken
             finally:
@@ -379,11 +393,13 @@ def _send_heartbeats(server: _Server, parent: int) -> None:
 
 
 def _reset_signals() -> None:
-    """Remove the handlers inherited from the parent; uvicorn installs its own."""
+    """Remove the handlers inherited from the parent; uvicorn installs its own.
+
+    SIGHUP stays blocked until the application handles it.
+    """
     signal.set_wakeup_fd(-1)
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # The parent replaces the workers.
     if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        hold_signal()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(_SIGNALS) - {signal.SIGHUP})

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ccp import __version__
 from ccp.errors import CCPError
-from ccp.server import logging, settings
+from ccp.server import logging, reloading, settings
 from ccp.server.access.authorization_server import AuthorizationServer
 from ccp.server.access.party_registry import PartyRegistry
 from ccp.server.access.rate_limits import RateLimits
@@ -56,6 +56,8 @@ from ccp.server.http.routes import (
 )
 from ccp.server.http.routes import metrics as metrics_route
 from ccp.server.http.routes.health import Health
+from ccp.server.http.tls import Loop as TLSLoop
+from ccp.server.http.tls import TLSFiles
 from ccp.server.metrics import Metrics
 from ccp.server.pool.enrolment import Enrolment
 from ccp.server.pool.event_sources import EventSources
@@ -213,6 +215,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
     """
     is_worker = config is None  # The process does nothing but serve.
     if is_worker:
+        reloading.hold_signal()
         allocator.configure()
         # cryptography warns about unusual certificates. The pool reports those that it rejects, and the warnings module
         # would keep each new text in memory.
@@ -268,6 +271,14 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
     pseudonyms, refusals = Pseudonyms(config), AccessDenialRecorder(store)
     health = Health(store, config.drain_period, trust.reasons, background.reasons, guard.reasons)
 
+    def reload_tls(changed: Settings) -> None:
+        if changed.tls_cert is not None and isinstance(loop := asyncio.get_running_loop(), TLSLoop):
+            loop.reload_tls(TLSFiles(changed.tls_cert, changed.tls_key, changed.tls_client_ca))
+
+    reloader = reloading.SettingsReloader(
+        config, logging.set_level, limits.configure, services.peers.configure, reload_tls
+    )
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await services.open()
@@ -308,7 +319,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
             # by one full collection in a hundred of the middle generation.
             gc.set_threshold(700, 10, 100)
         try:
-            with health.drain_on_sigterm():
+            with health.drain_on_sigterm(), reloading.on_signal(reloader.reload) if is_worker else nullcontext():
                 yield {CONNECTIONS: connections}
         finally:
             await dispatcher.close()

@@ -88,12 +88,22 @@ def configure(config: Settings) -> None:
     lines = LineWriter(sys.stderr)
     readable = config.log_format == "console"
     console = structlog.dev.ConsoleRenderer(colors=readable and sys.stderr.isatty())
+    set_level(config)
     structlog.configure(
         processors=[_completed, partial(_as_text, console) if readable else _as_json],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, config.log_level.upper())),
+        wrapper_class=_Logger,
         logger_factory=lambda *args: lines,
         cache_logger_on_first_use=True,
     )
+
+
+class _Logger(structlog.make_filtering_bound_logger(logging.INFO)):  # type: ignore[misc]  # made at run time
+    """The class of all loggers. Loggers are cached, so its base is what a change of the level replaces."""
+
+
+def set_level(config: Settings) -> None:
+    """Log events from `log_level` on, also in loggers that were used before."""
+    _Logger.__bases__ = (structlog.make_filtering_bound_logger(getattr(logging, config.log_level.upper())),)
 
 
 def _completed(logger: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

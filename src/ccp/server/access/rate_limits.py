@@ -28,7 +28,12 @@ class RateLimits:
         Raises ConfigurationError when the rate limit file cannot be used.
         """
         self._limited = limited
-        self._address = self._party = self._failures = self._login = self._login_more = self._ping = None
+        self._address: Rate | None = None
+        self._party: Rate | None = None
+        self._failures: Rate | None = None
+        self._login: Rate | None = None
+        self._login_more: Rate | None = None
+        self._ping: Rate | None = None
         self._logins = 0
         if config is None:
             self.proxies, self._bucket = TrustedProxies(()), SharedTokenBucket.private()
@@ -36,6 +41,10 @@ class RateLimits:
         self.proxies = TrustedProxies(config.trusted_proxies)
         file = config.rate_limit_file
         self._bucket = SharedTokenBucket.shared(file) if file else SharedTokenBucket.private()
+        self.configure(config)
+
+    def configure(self, config: Settings) -> None:
+        """Use the rates of the settings from now on. What was counted before stays counted."""
         self._address = Rate.of(config.rate_limit_per_address, 2 * config.rate_limit_per_address)
         self._party = Rate.of(config.rate_limit_per_party, 2 * config.rate_limit_per_party)
         self._failures = Rate.of(config.rate_limit_unauthenticated, 20 * config.rate_limit_unauthenticated)

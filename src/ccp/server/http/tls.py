@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, cast
 
 import structlog
 from cryptography import x509
@@ -50,6 +50,13 @@ class AcceptedProtocol(Protocol):
 class Loop(BaseLoop):
     """uvicorn's event loop with the acceptor for TLS, and several listeners without TLS."""
 
+    _acceptor: Acceptor | None = None
+
+    def reload_tls(self, files: TLSFiles) -> None:
+        """Load the TLS files now, for new connections. Without TLS nothing happens."""
+        if self._acceptor is not None:
+            self._acceptor.reload(files)
+
     async def create_server(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
         context = options.pop("ssl", None)
         backlog = options.get("backlog", 100)
@@ -68,6 +75,7 @@ class Loop(BaseLoop):
             bound.close()
         acceptor = Acceptor(self, protocol_factory, context, listening)
         acceptor.start(backlog)
+        self._acceptor = acceptor
         return acceptor
 
 
@@ -97,6 +105,11 @@ class Acceptor:
             self._listen(listening)
         if self._watcher is not None:
             self._watcher.start()
+
+    def reload(self, files: TLSFiles) -> None:
+        """Load the files of a `FileContext` now. Connections in use keep their certificate."""
+        if self._watcher is not None:
+            self._watcher.reload(files)
 
     def _use(self, context: ssl.SSLContext) -> None:
         """Use another context for new connections."""
@@ -168,14 +181,20 @@ def shut_down(accepted: socket.socket) -> None:
         accepted.shutdown(socket.SHUT_RDWR)
 
 
-class FileContext(ssl.SSLContext):
-    """A TLS context that knows its files, and how to make its successor from them."""
+class TLSFiles(NamedTuple):
+    """The PEM files of a TLS context. client_ca: CAs of client certificates."""
 
     certificate: Path
     key: Path | None
-    files: tuple[Path, ...]
-    successor: Callable[[], FileContext]
-    """Returns a new context with the files as they are now. Raises OSError."""
+    client_ca: Path | None
+
+
+class FileContext(ssl.SSLContext):
+    """A TLS context that knows its files, and how to make its successor from these or others."""
+
+    files: TLSFiles
+    successor: Callable[[TLSFiles], FileContext]
+    """Returns a new context with files as they are now. Raises OSError."""
 
 
 def usable_certificate(certificate: Path, key: Path | None) -> x509.Certificate:
@@ -215,6 +234,7 @@ class CertificateWatcher:
         """use: called with each new context."""
         self._loop: Final = loop
         self._context = context
+        self._files = context.files
         self._use: Final = use
         self._tried = self._seen = self._state()
         self._timer: asyncio.TimerHandle | None = None
@@ -228,6 +248,12 @@ class CertificateWatcher:
         if self._timer is not None:
             self._timer.cancel()
 
+    def reload(self, files: TLSFiles) -> None:
+        """Load the files now. Unusable ones are watched from now on too; the context in use stays as it is."""
+        self._files = files
+        self._tried = self._seen = self._state()
+        self._renew()
+
     def _look(self) -> None:
         self.start()
         state = self._state()
@@ -237,10 +263,10 @@ class CertificateWatcher:
         self._seen = state
 
     def _renew(self) -> None:
-        file = str(self._context.certificate)
+        file = str(self._files.certificate)
         try:
-            leaf = usable_certificate(self._context.certificate, self._context.key)
-            self._context = self._context.successor()
+            leaf = usable_certificate(self._files.certificate, self._files.key)
+            self._context = self._context.successor(self._files)
         except (OSError, ValueError) as exc:
             _log.error("tls certificate not reloaded", file=file, reason=failure_of(exc))
             return
@@ -250,7 +276,9 @@ class CertificateWatcher:
     def _state(self) -> tuple[tuple[int, int, int] | None, ...]:
         """Identity, size and time of each file; None for one that cannot be read. Symbolic links are followed."""
         found: list[tuple[int, int, int] | None] = []
-        for path in self._context.files:
+        for path in self._files:
+            if path is None:
+                continue
             try:
                 status = path.stat()
             except OSError:
@@ -265,20 +293,22 @@ def tls_context(config: Config, default: object) -> FileContext:
 
     Source: RFC 9325 clauses 3.1 and 4.2; BSI TR-02102-2 for the same choice.
     """
+    if config.ssl_certfile is None:
+        raise RuntimeError("the server has no certificate")
+    key, client_ca = (Path(name) if name else None for name in (config.ssl_keyfile, config.ssl_ca_certs))
+    return _file_context(TLSFiles(Path(config.ssl_certfile), key, client_ca), ssl.VerifyMode(config.ssl_cert_reqs))
+
+
+def _file_context(files: TLSFiles, verify_mode: ssl.VerifyMode) -> FileContext:
     context = FileContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # TLS 1.3 has its own list, which is secure.
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
-    context.verify_mode = ssl.VerifyMode(config.ssl_cert_reqs)
-    if config.ssl_ca_certs is not None:
-        context.load_verify_locations(config.ssl_ca_certs)
-    if config.ssl_certfile is None:
-        raise RuntimeError("the server has no certificate")
-    context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
-    context.certificate = Path(config.ssl_certfile)
-    context.key = Path(config.ssl_keyfile) if config.ssl_keyfile else None
-    named = (config.ssl_certfile, config.ssl_keyfile, config.ssl_ca_certs)
-    context.files = tuple(Path(name) for name in named if name)
-    context.successor = partial(tls_context, config, default)
+    context.verify_mode = verify_mode
+    if files.client_ca is not None:
+        context.load_verify_locations(files.client_ca)
+    context.load_cert_chain(files.certificate, files.key)
+    context.files = files
+    context.successor = partial(_file_context, verify_mode=verify_mode)
     return context

@@ -43,11 +43,15 @@ class BroadcastLimits:
         a broadcast. lag: recent lag of the event loop, seconds. clock: monotonic seconds.
         """
         self._lag = lag
-        self._interval = 1 / rate if rate else 0.0
+        self.set_rate(rate)
         self._clock = clock
         self._in_flight = Shares(*IN_FLIGHT)
         self._due: dict[str, float] = {}
         self._all_due = 0.0
+
+    def set_rate(self, rate: float) -> None:
+        """Use another rate from now on, see `__init__`."""
+        self._interval = 1 / rate if rate else 0.0
 
     def admits(self, party: str) -> bool:
         """Whether the party may start a broadcast now."""

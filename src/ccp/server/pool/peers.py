@@ -190,8 +190,12 @@ class RegisteredPeers:
             own_id=settings.pool_id,
             timeout=settings.peer_delivery_timeout,
         )
-        limits = BroadcastLimits(settings.broadcast_rate, lambda: self._lag.recent_max)
-        self._broadcasts = Broadcasts(self._calls, limits, self._negatives, ranking, metrics)
+        self._broadcast_limits = BroadcastLimits(settings.broadcast_rate, lambda: self._lag.recent_max)
+        self._broadcasts = Broadcasts(self._calls, self._broadcast_limits, self._negatives, ranking, metrics)
+
+    def configure(self, settings: Settings) -> None:
+        """Use the reloadable settings from now on: `broadcast_rate`."""
+        self._broadcast_limits.set_rate(settings.broadcast_rate)
 
     def _tls_of(self, peer: Peer) -> TLS | ssl.SSLContext:
         """The TLS context, shared by all peers. It is built with the first one that uses TLS: loading CAs is slow."""
