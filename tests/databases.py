@@ -267,6 +267,15 @@ class Server:
             os.chown(made, self._how["user"], self._how["group"])
         return made
 
+    def use_tls(self, certificate: bytes, key: bytes) -> None:
+        """Offer TLS from the next start on. certificate, key: PEM."""
+        for name, data in (("server.crt", certificate), ("server.key", key)):
+            file = self._data / name
+            file.write_bytes(data)
+            os.chown(file, self._data.stat().st_uid, -1)
+            file.chmod(0o600)
+        self.set(ssl="on")
+
     def set(self, **settings: str) -> None:
         """Change settings for the next start."""
         self._settings |= settings

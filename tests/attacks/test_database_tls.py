@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -67,15 +66,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         ca = tmp_path_factory.mktemp("ca") / "ca.pem"
         ca.write_bytes(signed("Example CA", authority, "Example CA", authority, ca=True))
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        for name, data in (
-            ("server.crt", signed("127.0.0.1", key, "Example CA", authority, ca=False)),
-            ("server.key", private),
-        ):
-            file = server._data / name
-            file.write_bytes(data)
-            os.chown(file, server._data.stat().st_uid, -1)
-            file.chmod(0o600)
-        server._settings["ssl"] = "on"
+        server.use_tls(signed("127.0.0.1", key, "Example CA", authority, ca=False), private)
         try:
             server.start()
         except AssertionError:

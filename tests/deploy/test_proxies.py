@@ -5,12 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-import ssl
-import subprocess
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,101 +14,12 @@ import pytest
 from joserfc import jws
 
 from ccp.testing.pki import PKI
-from tests.cli.served_sandbox import free_port
-from tests.deploy.tools import DEPLOY, tool
-from tests.server.access.tokens.client_certificates import CA, HEADER, OTHER, OURS, Credential, credential
+from tests.deploy.proxies import Proxy, caddy, nginx
+from tests.server.access.tokens.client_certificates import CA, HEADER, OTHER, OURS, credential
 from tests.waiting import wait_until
 from tests.world import Pool, start
 
 BASE = "/opnc/v1/ccp"
-
-
-@dataclass(frozen=True)
-class Proxy:
-    """A proxy that runs, and the files of the client certificate's owner."""
-
-    url: str
-    folder: Path
-
-    def client(self, owner: Credential | None = None) -> httpx.Client:
-        """An HTTPS client, with a client certificate if an owner is given."""
-        context = ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
-        if owner is not None:
-            context.load_cert_chain(*owner.save(self.folder, "client"))
-        return httpx.Client(base_url=self.url, verify=context, timeout=10)
-
-
-@contextmanager
-def running(command: list[str], url: str, folder: Path, log: Path) -> Iterator[Proxy]:
-    with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=folder, env={"HOME": str(folder)})
-    proxy = Proxy(url, folder)
-    try:
-        deadline = time.monotonic() + 30
-        with proxy.client() as http:
-            while True:
-                assert process.poll() is None, log.read_text()
-                try:
-                    if http.get("/health").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    pass
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.05)
-        yield proxy
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-@contextmanager
-def nginx(pool: Pool, folder: Path) -> Iterator[Proxy]:
-    """Runs deploy/nginx/nginx.conf; only its ports and its paths differ."""
-    program, port = tool("nginx"), free_port()
-    text = (DEPLOY / "nginx" / "nginx.conf").read_text("utf-8")
-    replaced = {
-        "server 127.0.0.1:8020;": f"server {pool.base_url.removeprefix('http://')};",
-        "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
-        "/etc/ccp/tls/": f"{folder}/",
-        "/var/log/nginx/": f"{folder}/",
-        "/run/nginx.pid": f"{folder}/nginx.pid",
-        "worker_processes auto;": "worker_processes 1; daemon off;",
-        "worker_rlimit_nofile 65536;": "",
-        "worker_connections 16384;": "worker_connections 512;",
-    }
-    for old, new in replaced.items():
-        assert text.count(old) >= 1, old
-        text = text.replace(old, new)
-    places = "".join(
-        f"{name}_temp_path {folder}/{name}; " for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (folder / "nginx.conf").write_text(text.replace("http {", "http { " + places, 1))
-    command = [program, "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
-    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=60, check=False)
-    assert checked.returncode == 0, checked.stderr
-    with running(command, f"https://localhost:{port}", folder, folder / "error.log") as proxy:
-        yield proxy
-
-
-@contextmanager
-def caddy(pool: Pool, folder: Path) -> Iterator[Proxy]:
-    """Runs deploy/caddy/Caddyfile; its address differs, and it uses a given certificate instead of ACME."""
-    program, port = tool("caddy"), free_port()
-    text = (DEPLOY / "caddy" / "Caddyfile").read_text("utf-8")
-    replaced = {
-        "ccp.example.com {": f"https://localhost:{port} {{",
-        "\ttls {": f"\ttls {folder}/fullchain.pem {folder}/privkey.pem {{",
-        "127.0.0.1:8020": pool.base_url.removeprefix("http://"),
-    }
-    for old, new in replaced.items():
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    (folder / "Caddyfile").write_text(
-        "{\n\tadmin off\n\tdefault_bind 127.0.0.1\n\tauto_https disable_redirects\n}\n" + text
-    )
-    command = [program, "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
-    with running(command, f"https://localhost:{port}", folder, folder / "log") as proxy:
-        yield proxy
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +36,8 @@ def proxy(request: pytest.FixtureRequest, pool: Pool, tmp_path_factory: pytest.T
     certificate, key = credential("proxy", CA).save(folder, "proxy")
     certificate.rename(folder / "fullchain.pem")
     key.rename(folder / "privkey.pem")
-    run: Callable[[Pool, Path], object] = request.param
-    with run(pool, folder) as made:  # type: ignore[attr-defined]
+    run: Callable[[str, Path], object] = request.param
+    with run(pool.base_url.removeprefix("http://"), folder) as made:  # type: ignore[attr-defined]
         yield made
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from alembic import command
 from alembic.script import ScriptDirectory
 
 from ccp.server.audit.verification import ChainVerifier, verify_trail
@@ -23,7 +21,7 @@ from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import peers
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.databases import sql, tables
+from tests.server.storage.earlier_revisions import Rows, all_rows, copy_into_revision, rows_of_all_tables
 from tests.server.storage.made import broken_invariants, with_store
 from tests.world import Contract, Pool, response_bytes, start
 
@@ -31,10 +29,6 @@ REVISIONS = [
     each.revision for each in ScriptDirectory.from_config(schema.migrations("sqlite:///unused.db")).walk_revisions()
 ]
 EARLIER = sorted(set(REVISIONS) - {schema.HEAD})
-NOT_COPIED = {"alembic_version", "change_log"}
-"""Tables that belong to a revision, and numbers of changes that the next refresh makes anew."""
-
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -63,8 +57,7 @@ def donor(pkis: dict[str, PKI]) -> Donor:
         assert answer.status_code == 201, answer.text
         pool.change(peers.add(a_peer(), datetime.now(UTC)))
         delivered = response_bytes(pool.ask(car)[0])
-        url = pool.settings.database
-        rows = {table: all_rows(url, table) for table in tables(url) if not table.startswith("sqlite_")}
+        rows = rows_of_all_tables(pool.settings.database)
     return Donor(pool, car, contracts, delivered, rows)
 
 
@@ -74,40 +67,6 @@ def a_peer() -> peers.Peer:
         base_url="https://peer.example",
         token="a token of the peer",
     )
-
-
-def columns(url: str, table: str) -> list[str]:
-    if schema.is_postgres(url):
-        wanted = "select column_name::text from information_schema.columns where table_name = ?"
-        return [name for (name,) in sql(url, wanted, table)]
-    return [name for (name,) in sql(url, "select name from pragma_table_info(?)", table)]
-
-
-def booleans(url: str, table: str) -> set[str]:
-    if not schema.is_postgres(url):
-        return set()
-    wanted = "select column_name::text from information_schema.columns where table_name = ? and data_type = 'boolean'"
-    return {name for (name,) in sql(url, wanted, table)}
-
-
-def all_rows(url: str, table: str, wanted: list[str] | None = None) -> Rows:
-    names = wanted or columns(url, table)
-    return [dict(zip(names, row, strict=True)) for row in sql(url, f"select {', '.join(names)} from {table}")]
-
-
-def made_at(url: str, revision: str, donor: Donor) -> dict[str, Rows]:
-    """Make a database of a revision with the donor's data. Returns the rows by table, with the columns that exist."""
-    command.upgrade(schema.migrations(url), revision)
-    stored: dict[str, Rows] = {}
-    for table in sorted(set(tables(url)) & donor.rows.keys() - NOT_COPIED):
-        names = [name for name in columns(url, table) if name in donor.rows[table][0]] if donor.rows[table] else []
-        is_boolean = booleans(url, table)
-        sql(url, f"delete from {table}")
-        for row in donor.rows[table]:
-            values = [bool(row[name]) if name in is_boolean and row[name] is not None else row[name] for name in names]
-            sql(url, f"insert into {table} ({', '.join(names)}) values ({', '.join('?' * len(names))})", *values)
-        stored[table] = all_rows(url, table, names) if names else []
-    return stored
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -123,7 +82,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_upgrade_keeps_data_of_every_earlier_revision_and_serves_it(
     empty: str, revision: str, donor: Donor, pkis: dict[str, PKI]
 ) -> None:
-    stored = made_at(empty, revision, donor)
+    stored = copy_into_revision(empty, revision, donor.rows)
     assert {"vehicle", "contract", "emaid_claim"} <= {table for table, rows in stored.items() if rows}
     assert schema.upgrade(empty) == (revision, schema.HEAD)
     for table, rows in stored.items():
