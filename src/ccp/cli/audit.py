@@ -153,7 +153,7 @@ def pseudonym(
     async def run() -> str:
         effective = settings.load(config)
         pseudonyms = Pseudonyms(effective)
-        store = connect(effective.database, limits=COMMANDS)
+        store = connect(effective.database, limits=COMMANDS, secrets_key_file=effective.secrets_key_file)
         await store.open()
         try:
             await pseudonyms.open(store)

@@ -89,7 +89,8 @@ def restore(
 
     Replaces every key that signs access tokens, and lists what was disabled, rotated or revoked after the backup.
     """
-    url, now = settings.load(config).database, datetime.now(UTC)
+    effective, now = settings.load(config), datetime.now(UTC)
+    url = effective.database
     if replace:
         confirm(f"Replace the database by {file}, which undoes every change made after the backup", yes=yes)
     key = None if keep_keys else token_keys.new_key(now)
@@ -103,7 +104,10 @@ def restore(
         if audit_export is not None:
             lines = stack.enter_context(audit_export.open(encoding="utf-8", errors="surrogateescape"))
             export = (part for part in read_export(lines) if isinstance(part, AuditRow))
-        done = copies.restore(url, file, now, entry=entry, key=key, replace=replace, export=export)
+        done = copies.restore(
+            url, file, now, entry=entry, key=key, replace=replace, export=export,
+            secrets_key_file=effective.secrets_key_file,
+        )  # fmt: skip
     checked = done.checked
     if done.problem is not None:
         print_line(f"warning: {done.problem}.", err=True)

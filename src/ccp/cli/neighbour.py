@@ -104,7 +104,7 @@ async def _check_each(
 
 async def _anchors(effective: Settings) -> TrustAnchors | None:
     """The trust anchors of this pool; None if the database cannot be read, which is no fault of the service."""
-    store = connect(effective.database, limits=COMMANDS)
+    store = connect(effective.database, limits=COMMANDS, secrets_key_file=effective.secrets_key_file)
     try:
         await store.open()
         trust = TrustStore(store)

@@ -168,7 +168,8 @@ def with_store(config: Path | None, use: Callable[[Store], Coroutine[Any, Any, T
     from ccp.server.storage.engine.time_limits import COMMANDS
 
     async def run() -> T:
-        store = connect(settings.load(config).database, limits=COMMANDS)
+        effective = settings.load(config)
+        store = connect(effective.database, limits=COMMANDS, secrets_key_file=effective.secrets_key_file)
         await store.open()
         try:
             return await use(store)

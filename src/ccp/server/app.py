@@ -141,7 +141,7 @@ def build_services(
     """Build a pool, for a server or for a command, without opening it. time_limits: of database queries."""
     metrics = metrics or Metrics()
     background = BackgroundTasks(metrics.task_failed)
-    store = connect(config.database, config.database_connections, time_limits)
+    store = connect(config.database, config.database_connections, time_limits, config.secrets_key_file)
     trust = TrustStore(store)
     budget = LoopBudget()
     loop_lag = LoopLag(metrics.loop_probed)
@@ -172,7 +172,7 @@ def build_services(
 
 async def run_dispatcher(config: Settings, clock: Clock = utc_now) -> None:
     """Send events until cancelled, without an HTTP server. Raises ConfigurationError and Unavailable at the start."""
-    store = connect(config.database, config.database_connections)
+    store = connect(config.database, config.database_connections, secrets_key_file=config.secrets_key_file)
     subscribers = Subscribers(store)
     topics = (ChangeCounter.PARTIES, ChangeCounter.WEBHOOKS)
     refresher = SnapshotRefresher(store, Snapshot("subscribers", topics, subscribers.refresh, timeout=_RELOAD_TIMEOUT))

@@ -16,6 +16,7 @@ import pytest
 from ccp.ids import EMAID, PCID
 from ccp.server.storage.engine import sqlite, sqlite_writer
 from ccp.server.storage.engine.query import Query
+from ccp.server.storage.engine.secret_codec import SecretCodec
 from ccp.testing.pki import PKI
 from tests.databases import knows_sqlite
 from tests.world import ISO2, Pool, new_emaid, new_pcid, start
@@ -182,8 +183,8 @@ def asked() -> Iterator[list[str]]:
     done: list[str] = []
     run = sqlite.run
 
-    def spy(connection: Connection, steps: Query[Any]) -> Any:
-        return run(connection, listened(steps))
+    def spy(connection: Connection, steps: Query[Any], codec: SecretCodec | None) -> Any:
+        return run(connection, listened(steps), codec)
 
     def listened(steps: Query[Any]) -> Query[Any]:
         try:

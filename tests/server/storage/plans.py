@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query, Row
+from ccp.server.storage.engine.secret_codec import SecretCodec
 from ccp.server.storage.engine.sqlite_connection import _dialect
+from ccp.server.storage.engine.stored_secrets import CODEC
 from tests.databases import aside, sql
 
 T = TypeVar("T")
@@ -21,6 +23,9 @@ def asked(url: str, query: Query[Any]) -> list[tuple[str, Row]]:
     try:
         statement, parameters = next(running)
         while True:
+            if statement is CODEC[0]:
+                statement, parameters = running.send([(SecretCodec(),)])
+                continue
             seen.append((statement, parameters))
             statement, parameters = running.send(_rows(url, statement, parameters))
     except StopIteration:

@@ -373,7 +373,7 @@ def test_sqlite_full_disk_within_a_group_keeps_exactly_the_acknowledged(url: str
 
 def test_sqlite_locked_database_is_unavailable_then_works_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = sqlite_writer.serve
-    monkeypatch.setattr(sqlite_writer, "serve", lambda path, busy_timeout: real(path, 0.2))
+    monkeypatch.setattr(sqlite_writer, "serve", lambda path, busy_timeout, codec: real(path, 0.2, codec))
 
     async def use(store: Store) -> None:
         with closing(sqlite3.connect(schema.sqlite_file(url), isolation_level=None)) as other:

@@ -139,7 +139,7 @@ async def _work(end: socket.socket, worker: WorkerConfig) -> None:
     config = Settings(**worker.settings)
     logging.configure(config)
     channel = await Channel.over(end)
-    store = connect(config.database, limits=COMMANDS)
+    store = connect(config.database, limits=COMMANDS, secrets_key_file=config.secrets_key_file)
     trust = TrustStore(store)
     outbound = OutboundClient(config.egress_allow_networks)
     revocation = RemoteEvidence(store, outbound, config, utc_now)

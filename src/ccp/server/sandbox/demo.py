@@ -58,7 +58,7 @@ async def prepare(folder: Path, base_url: str, now: datetime) -> tuple[World, Se
     config = Settings(database=f"sqlite:///{folder / 'ccp.db'}", base_url=base_url, log_level="error")
     schema.upgrade(config.database)
     world = build_world(now)
-    store = connect(config.database)
+    store = connect(config.database, secrets_key_file=config.secrets_key_file)
     await store.open()
     try:
         await register(store, world, now)

@@ -94,7 +94,7 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
         if isinstance(entry, dict) and isinstance(entry.get("jwks_file"), str):
             entry["jwks_file"] = folder / entry["jwks_file"]
     files = [f"{prefix}_{member}" for prefix in SERVICES for member in PATHS]
-    for name in ("tls_cert", "tls_key", "tls_client_ca", "rate_limit_file", *files):
+    for name in ("tls_cert", "tls_key", "tls_client_ca", "rate_limit_file", "secrets_key_file", *files):
         if isinstance(values.get(name), str):
             values[name] = folder / values[name]
     database = values.get("database")

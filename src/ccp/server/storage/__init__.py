@@ -7,10 +7,12 @@ schema.
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 from ccp.server.storage.engine.query import Query, T
 from ccp.server.storage.engine.schema import is_postgres, sqlite_file
+from ccp.server.storage.engine.secret_codec import SecretCodec
 from ccp.server.storage.engine.time_limits import REQUESTS, TimeLimits
 
 
@@ -44,15 +46,19 @@ class Store(Protocol):
         """The database server's clock; None if the engine runs on this machine. Raises Unavailable."""
 
 
-def connect(url: str, connections: int = 4, limits: TimeLimits = REQUESTS) -> Store:
-    """The engine for a database URL. connections: maximum to a server. limits: time limits of queries.
+def connect(
+    url: str, connections: int = 4, limits: TimeLimits = REQUESTS, secrets_key_file: Path | None = None
+) -> Store:
+    """The engine for a database URL.
 
-    Raises ConfigurationError.
+    connections: maximum to a server. limits: time limits of queries. secrets_key_file: with the keys for the secrets in
+    the database. Raises ConfigurationError.
     """
+    codec = SecretCodec(secrets_key_file)
     if is_postgres(url):
         from ccp.server.storage.engine.postgres import PostgresStore
 
-        return PostgresStore(url, connections, limits)
+        return PostgresStore(url, connections, limits, codec)
     from ccp.server.storage.engine.sqlite import SQLiteStore
 
-    return SQLiteStore(sqlite_file(url), limits)
+    return SQLiteStore(sqlite_file(url), limits, codec)

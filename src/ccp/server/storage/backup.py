@@ -21,6 +21,7 @@ from ccp.server.storage import restore as restoring
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.inspection import inspect, misfit
 from ccp.server.storage.engine.query import T
+from ccp.server.storage.engine.secret_codec import SecretCodec
 from ccp.server.storage.queries.audit import AuditRow, Entry
 from ccp.server.storage.queries.signing_keys import TokenKey
 from ccp.server.storage.restore import Undone
@@ -120,16 +121,18 @@ def restore(
     entry: Callable[[Sequence[str]], Entry],
     key: TokenKey | None = None,
     replace: bool = False,
+    secrets_key_file: Path | None = None,
     export: Iterable[AuditRow] | None = None,
 ) -> Restored:
     """Make a backup the database. Its signing keys are replaced and its audit trail gets a row before its first use.
 
     now: part of the name of the replaced database. key: replaces every token signing key; None keeps them. entry: see
-    `restoring.prepare`. replace: allow replacing an existing database, which is renamed with the time. export: rows of
-    a later state of the audit trail. Raises ConfigurationError if a process has the database open, or if the backup is
-    damaged, of a newer release, or its schema differs from ours.
+    `restoring.prepare`. replace: allow replacing an existing database, which is renamed with the time.
+    secrets_key_file: with the keys of the backup's secrets. export: rows of a later state of the audit trail. Raises
+    ConfigurationError if a process has the database open, or if the backup is damaged, of a newer release, its schema
+    differs from ours, or its keys are missing.
     """
-    target = _sqlite_file(url)
+    target, codec = _sqlite_file(url), SecretCodec(secrets_key_file)
     _check_complete(source)
     inspect(source)
     if target.exists() and target.resolve() == source.resolve():
@@ -147,7 +150,7 @@ def restore(
         # The copy is inspected instead of the backup, because no other process can change it.
         revision = _examine(source, part, inspect)
         checked = _examine(source, part, check)
-        removed_keys, heads = restoring.prepare(part, revision, key, entry)
+        removed_keys, heads = restoring.prepare(part, revision, key, entry, codec)
         fsync_path(part)
         undone = Undone() if export is not None else None
         if undone is not None:

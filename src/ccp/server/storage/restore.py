@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ccp.server.storage.engine import stored_secrets
 from ccp.server.storage.engine.query import Query
+from ccp.server.storage.engine.secret_codec import SecretCodec
 from ccp.server.storage.engine.sqlite import run
 from ccp.server.storage.queries import audit, secrets, signing_keys
 from ccp.server.storage.queries.audit import SHARDS, AuditRow, ChainHead, Entry
@@ -22,6 +24,8 @@ from ccp.server.storage.queries.signing_keys import TokenKey
 
 TRAIL_SINCE: Final = "0003"
 """The revision that added the audit trail and the validity times of keys."""
+KEYS_SINCE: Final = "0016"
+"""The revision that added encryption of secrets."""
 
 # Routine rows, which are only counted: publishing and purging repeat by themselves.
 _COUNTED: Final = ("contract.", "vehicle.", "access.", "events.")
@@ -72,24 +76,31 @@ def trail(connection: sqlite3.Connection, since: Mapping[int, ChainHead]) -> Ite
 
 
 def prepare(
-    file: Path, revision: str, key: TokenKey | None, entry: Callable[[Sequence[str]], Entry]
+    file: Path,
+    revision: str,
+    key: TokenKey | None,
+    entry: Callable[[Sequence[str]], Entry],
+    codec: SecretCodec,
 ) -> tuple[list[str], dict[int, ChainHead]]:
     """Prepare a copy of a backup to become the database, before anything uses it.
 
     key: replaces every token signing key; None keeps them. entry: makes the trail's entry for the restore from the kids
-    of the removed keys. Returns these kids, and the chain heads of the backup's trail. Raises sqlite3.Error.
+    of the removed keys. codec: for the secrets of the backup. Returns these kids, and the chain heads of the backup's
+    trail. Raises sqlite3.Error; ConfigurationError without the keys of the backup's secrets.
     """
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         connection.execute("pragma trusted_schema = off")
         before = chain_heads(connection) if revision >= TRAIL_SINCE else {}
         connection.execute("begin immediate")
-        removed = run(connection, _prepare(revision, key, entry))
+        removed = run(connection, _prepare(revision, key, entry), codec if revision >= KEYS_SINCE else None)
         connection.execute("commit")
     return removed, before
 
 
 def _prepare(revision: str, key: TokenKey | None, entry: Callable[[Sequence[str]], Entry]) -> Query[list[str]]:
     removed: list[str] = []
+    if revision >= KEYS_SINCE:
+        yield from stored_secrets.state()
     if key is not None:
         # A release without validity times creates a key itself if there is none.
         removed = yield from signing_keys.remove_all()

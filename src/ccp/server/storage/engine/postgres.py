@@ -23,14 +23,22 @@ import asyncpg
 import structlog
 
 from ccp.errors import ConfigurationError, Unavailable
-from ccp.server.storage.engine import postgres_commands, postgres_pooler, schema_version, synchronous_standby
+from ccp.server.storage.engine import (
+    postgres_commands,
+    postgres_pooler,
+    schema_version,
+    stored_secrets,
+    synchronous_standby,
+)
 from ccp.server.storage.engine.postgres_errors import CONFLICTS, UnconfirmedCommit, is_lost, translate
 from ccp.server.storage.engine.postgres_hosts import Connection, Hosts
 from ccp.server.storage.engine.postgres_pool import LOST, ConnectionPool, Expiry, acquire
 from ccp.server.storage.engine.query import MarkedQuery, Query, Row, T
 from ccp.server.storage.engine.query_batching import QueryBatcher
+from ccp.server.storage.engine.secret_codec import SecretCodec
+from ccp.server.storage.engine.stored_secrets import CODEC
 from ccp.server.storage.engine.synchronous_standby import StandbyWatch, Write
-from ccp.server.storage.engine.time_limits import NOT_READ, NOT_WRITTEN, REQUESTS, TimeLimits
+from ccp.server.storage.engine.time_limits import NOT_READ, NOT_WRITTEN, TimeLimits
 
 _log = structlog.get_logger("ccp.server.storage")
 
@@ -70,8 +78,9 @@ class PostgresStore:
     most of them, never all.
     """
 
-    def __init__(self, url: str, connections: int, limits: TimeLimits = REQUESTS) -> None:
+    def __init__(self, url: str, connections: int, limits: TimeLimits, codec: SecretCodec) -> None:
         self._url = url
+        self._codec = codec
         self._limits = limits
         self._pool = ConnectionPool(Hosts(url), connections, limits, self._server_is_silent)
         self._standby = StandbyWatch(self._standby_is_waited_for, self._pool.time_out)
@@ -102,6 +111,7 @@ class PostgresStore:
             }
             async with connection.transaction():
                 schema_version.check_revision(await postgres_commands.revision(connection))
+                await _run(connection, iter(stored_secrets.state()), self._codec)  # Raises without the keys.
                 known = await connection.fetch(_SELECT_KNOWN, list(wanted), list(wanted.values()))
                 self._settings = {name: value for name, value in known}  # noqa: C416  records are not tuples
                 # Citus plans every statement again, and routes only statements on one table directly to the node.
@@ -190,10 +200,10 @@ class PostgresStore:
             self._reading.add(connection)
             try:
                 if read_committed and not self._pool.pooled and timeout <= self._limits.read:
-                    return await _run(connection, iter(query))
+                    return await _run(connection, iter(query), self._codec)
                 level = "read committed" if read_committed else "repeatable read"
                 await connection.execute(self._begin(f"isolation level {level} read only", timeout))
-                result = await _run(connection, iter(query))
+                result = await _run(connection, iter(query), self._codec)
                 await connection.execute("commit")
                 return result
             except asyncio.CancelledError:
@@ -289,7 +299,7 @@ class PostgresStore:
             try:
                 await connection.execute(self._begin("isolation level read committed", write.timeout))
                 begun = True
-                result = await _run(connection, iter(query))
+                result = await _run(connection, iter(query), self._codec)
                 write.committing = True
                 await _commit(connection)
                 return result
@@ -338,11 +348,15 @@ def _single(statement: str, parameters: Row) -> Query[list[Row]]:
     return rows
 
 
-async def _run(connection: Connection, query: Query[T]) -> T:
+async def _run(connection: Connection, query: Query[T], codec: SecretCodec) -> T:
     try:
         statement, parameters = next(query)
         while True:
-            rows: Any = await connection.fetch(statement, *parameters)  # Records, which read like tuples.
+            rows: Any
+            if statement is CODEC[0]:
+                rows = [(codec,)]
+            else:
+                rows = await connection.fetch(statement, *parameters)  # Records, which read like tuples.
             statement, parameters = query.send(rows)
     except StopIteration as stop:
         result: T = stop.value

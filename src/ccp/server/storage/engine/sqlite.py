@@ -18,11 +18,12 @@ from typing import Any, Final
 
 from ccp.errors import ConfigurationError, Unavailable
 from ccp.server.runtime.threads import Inbox, Job, JobThread, Outcome
-from ccp.server.storage.engine import schema, sqlite_writer
+from ccp.server.storage.engine import schema, sqlite_writer, stored_secrets
 from ccp.server.storage.engine.query import MarkedQuery, Query, T
+from ccp.server.storage.engine.secret_codec import SecretCodec
 from ccp.server.storage.engine.sqlite_connection import connected, is_busy, is_outage
 from ccp.server.storage.engine.sqlite_connection import run as run
-from ccp.server.storage.engine.time_limits import NOT_CONFIRMED, NOT_READ, NOT_WRITTEN, REQUESTS, TimeLimits
+from ccp.server.storage.engine.time_limits import NOT_CONFIRMED, NOT_READ, NOT_WRITTEN, TimeLimits
 
 _RETRY_DELAY: Final = 0.01
 
@@ -30,8 +31,9 @@ _RETRY_DELAY: Final = 0.01
 class SQLiteStore:
     """A `ccp.server.storage.Store` on a SQLite file."""
 
-    def __init__(self, path: Path, limits: TimeLimits = REQUESTS) -> None:
+    def __init__(self, path: Path, limits: TimeLimits, codec: SecretCodec) -> None:
         self._path = path
+        self._codec = codec
         self._limits = limits
         self._reader: sqlite3.Connection | None = None
         self._long_connection: sqlite3.Connection | None = None
@@ -49,7 +51,7 @@ class SQLiteStore:
             self._writer = JobThread(
                 "database writer",
                 # Half for the write lock between processes, half for the file's own lock.
-                sqlite_writer.serve(self._path, self._limits.write / 2),
+                sqlite_writer.serve(self._path, self._limits.write / 2, self._codec),
                 not_started=NOT_WRITTEN,
                 unconfirmed=NOT_CONFIRMED,
             )
@@ -60,11 +62,15 @@ class SQLiteStore:
                 unconfirmed=NOT_READ,
                 expired=self._interrupt_long,
             )
+            self._read(stored_secrets.state())  # Raises ConfigurationError without the keys.
             await self._writer.start()
             await self._long_reader.start()
         except sqlite3.Error as exc:
             await self.close()
             raise ConfigurationError(f"The database {self._path} cannot be opened: {exc}.") from exc
+        except ConfigurationError:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Close the store, see `ccp.server.storage.Store`."""
@@ -131,10 +137,10 @@ class SQLiteStore:
         running = _start(query)
         try:
             if isinstance(query, MarkedQuery) and query.read_committed:
-                return run(self._reader, running)
+                return run(self._reader, running, self._codec)
             self._reader.execute("begin")  # A snapshot.
             try:
-                return run(self._reader, running)
+                return run(self._reader, running, self._codec)
             finally:
                 self._reader.execute("rollback")
         except sqlite3.Error as exc:
@@ -163,7 +169,7 @@ class SQLiteStore:
             while jobs := inbox.take(1):
                 for job in jobs:
                     if job.claim():
-                        inbox.finish([_run_job(connection, job)])
+                        inbox.finish([_run_job(connection, job, self._codec)])
         finally:
             self._long_connection = None
             connection.close()
@@ -181,9 +187,9 @@ def _start(query: Query[T]) -> Query[T]:
     return iter(query) if isinstance(query, MarkedQuery) else query
 
 
-def _run_job(connection: sqlite3.Connection, job: Job) -> Outcome:
+def _run_job(connection: sqlite3.Connection, job: Job, codec: SecretCodec) -> Outcome:
     try:
-        return job, run(connection, _start(job.work)), None
+        return job, run(connection, _start(job.work), codec), None
     except MemoryError:
         raise
     except Exception as exc:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ccp.server.storage.engine.query import Query, T
+from ccp.server.storage.engine.secret_codec import SecretCodec
+from ccp.server.storage.engine.stored_secrets import CODEC
 
 _OPEN_TIMEOUT: Final = 5.0  # Other processes that open the file at the same time keep it busy briefly.
 
@@ -49,12 +51,18 @@ def _dialect(statement: str) -> str:
     return statement.replace("$", "?").replace(" for update skip locked", "").replace(" for update", "")
 
 
-def run(connection: sqlite3.Connection, query: Query[T]) -> T:
-    """Run a query to its end on a connection, within the caller's transaction or none."""
+def run(connection: sqlite3.Connection, query: Query[T], codec: SecretCodec | None) -> T:
+    """Run a query to its end on a connection, within the caller's transaction or none.
+
+    codec: for secrets, see `stored_secrets.CODEC`.
+    """
     rows: list[tuple[Any, ...]] | None = None
     try:
         while True:
             statement, parameters = next(query) if rows is None else query.send(rows)
+            if statement is CODEC[0]:
+                rows = [(codec,)]
+                continue
             rows = connection.execute(_dialect(statement), parameters).fetchall()
     except StopIteration as stop:
         result: T = stop.value

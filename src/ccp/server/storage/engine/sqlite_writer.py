@@ -16,6 +16,7 @@ from typing import Final
 
 from ccp.errors import CCPError, Unavailable
 from ccp.server.runtime.threads import Inbox, Job, Outcome
+from ccp.server.storage.engine.secret_codec import SecretCodec
 from ccp.server.storage.engine.sqlite_connection import connected, is_outage, run
 from ccp.server.storage.engine.time_limits import NOT_CONFIRMED, NOT_WRITTEN
 from ccp.server.storage.engine.write_lock import WriteLock
@@ -23,7 +24,7 @@ from ccp.server.storage.engine.write_lock import WriteLock
 _GROUP: Final = 64  # Writes in one commit. A larger group gains little and delays the first write.
 
 
-def serve(path: Path, busy_timeout: float) -> Callable[[Inbox], None]:
+def serve(path: Path, busy_timeout: float, codec: SecretCodec) -> Callable[[Inbox], None]:
     """The thread's function. busy_timeout: seconds to wait for the write lock, and again for the file's own lock."""
 
     def loop(inbox: Inbox) -> None:
@@ -35,7 +36,7 @@ def serve(path: Path, busy_timeout: float) -> Callable[[Inbox], None]:
             inbox.ready()
             while group := inbox.take(_GROUP):
                 with write_lock.hold():
-                    _commit_group(connection, group, inbox)
+                    _commit_group(connection, group, inbox, codec)
         finally:
             write_lock.close()
             connection.close()
@@ -50,14 +51,14 @@ def _try_lock(connection: sqlite3.Connection, write_lock: WriteLock) -> None:
         connection.execute("rollback")
 
 
-def _commit_group(connection: sqlite3.Connection, group: Sequence[Job], inbox: Inbox) -> None:
+def _commit_group(connection: sqlite3.Connection, group: Sequence[Job], inbox: Inbox, codec: SecretCodec) -> None:
     """Run the writes of a group and commit. Each caller gets its result after the commit, or its own error."""
     outcomes: list[Outcome] = []
     committing = False
     try:
         connection.execute("begin immediate")
         # A job that cannot be claimed lost its caller before it began.
-        outcomes.extend(_change(connection, job) for job in group if job.claim())
+        outcomes.extend(_change(connection, job, codec) for job in group if job.claim())
         committing = True
         connection.execute("commit")
     except BaseException as exc:
@@ -71,11 +72,11 @@ def _commit_group(connection: sqlite3.Connection, group: Sequence[Job], inbox: I
         inbox.finish(outcomes)
 
 
-def _change(connection: sqlite3.Connection, job: Job) -> Outcome:
+def _change(connection: sqlite3.Connection, job: Job, codec: SecretCodec) -> Outcome:
     """Run one write. Raises the errors that end the whole group."""
     connection.execute("savepoint change")
     try:
-        outcome: Outcome = job, run(connection, job.work), None
+        outcome: Outcome = job, run(connection, job.work, codec), None
     except MemoryError:
         raise
     except Exception as exc:

@@ -10,6 +10,8 @@ from datetime import datetime
 from ccp.errors import Conflict, NotFound
 from ccp.ids import Fingerprint, ProviderId
 from ccp.server.storage.engine.query import Query, Row
+from ccp.server.storage.engine.secret_codec import Place, SecretCodec
+from ccp.server.storage.engine.stored_secrets import Encryption, encryption, secret_codec
 from ccp.server.storage.queries.change_counters import ChangeCounter, bump, lock
 from ccp.server.storage.queries.contracts import microseconds
 
@@ -43,18 +45,20 @@ class Peer:
 def list_all() -> Query[list[Peer]]:
     """All peers, by party id."""
     rows = yield f"select {_COLUMNS} from peer order by party_id", ()  # noqa: S608  constants
-    return [_peer(row) for row in rows]
+    codec = yield from secret_codec()
+    return [_peer(row, codec) for row in rows]
 
 
 def add(peer: Peer, now: datetime) -> Query[None]:
     """Register a peer. Raises Conflict if its party id is taken."""
     yield lock(ChangeCounter.PEERS)
+    encrypt = yield from encryption()
     taken = yield "select party_id from peer where party_id = $1", (peer.party_id,)
     if taken:
         raise Conflict(f"There is a peer {peer.party_id} already.")
     yield (
         f"insert into peer ({_COLUMNS}, created_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",  # noqa: S608
-        (*_values(peer), microseconds(now)),
+        (*_values(peer, encrypt), microseconds(now)),
     )
     yield bump(ChangeCounter.PEERS)
 
@@ -64,7 +68,8 @@ def get(party_id: str) -> Query[Peer]:
     rows = yield f"select {_COLUMNS} from peer where party_id = $1", (party_id,)  # noqa: S608  columns are ours
     if not rows:
         raise NotFound(f"There is no peer {party_id}.")
-    return _peer(rows[0])
+    codec = yield from secret_codec()
+    return _peer(rows[0], codec)
 
 
 def edit(party_id: str, change: Callable[[Peer], Peer]) -> Query[tuple[Peer, Peer]]:
@@ -76,10 +81,11 @@ def edit(party_id: str, change: Callable[[Peer], Peer]) -> Query[tuple[Peer, Pee
     before = yield from get(party_id)
     after = change(before)
     if after != before:
+        encrypt = yield from encryption()
         yield (
             "update peer set base_url = $2, dialect = $3, client_id = $4, secret = $5, token_url = $6, audience = $7, "
             "token = $8, v2g_roots = $9, enabled = $10, provider_ids = $11 where party_id = $1",
-            _values(after),
+            _values(after, encrypt),
         )
         yield bump(ChangeCounter.PEERS)
     return before, after
@@ -104,25 +110,29 @@ def remove(party_id: str) -> Query[Peer]:
     return peer
 
 
-def _values(peer: Peer) -> Row:
+def _values(peer: Peer, encrypt: Encryption) -> Row:
     """The values of `_COLUMNS`."""
     return (
         peer.party_id,
         peer.base_url,
         peer.dialect,
         peer.client_id,
-        peer.secret,
+        encrypt.optional("peer", "secret", peer.party_id, peer.secret),
         peer.token_url,
         peer.audience,
-        peer.token,
+        encrypt.optional("peer", "token", peer.party_id, peer.token),
         json.dumps(sorted(peer.v2g_roots)),
         peer.enabled,
         json.dumps(sorted(peer.provider_ids)),
     )
 
 
-def _peer(row: Row) -> Peer:
+def _peer(row: Row, codec: SecretCodec) -> Peer:
     party_id, base_url, dialect, client_id, secret, token_url, audience, token, roots, enabled, providers = row
+    if secret is not None:
+        secret = codec.decrypt(Place("peer", "secret", party_id), secret)
+    if token is not None:
+        token = codec.decrypt(Place("peer", "token", party_id), token)
     served = frozenset(map(Fingerprint, json.loads(roots)))
     held = frozenset(map(ProviderId, json.loads(providers or "[]")))  # NULL if an older release registered it.
     return Peer(party_id, base_url, dialect, client_id, secret, token_url, audience, token, served, bool(enabled), held)

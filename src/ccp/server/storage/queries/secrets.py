@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from ccp.server.storage.engine.query import Query, read_committed
+from ccp.server.storage.engine.secret_codec import Place
+from ccp.server.storage.engine.stored_secrets import encryption, secret_codec
 
 IMPORT_CHECKPOINT_KEY: Final = "import_checkpoint_key"
 """Authenticates checkpoints of `ccp import`. After its removal no checkpoint is valid for this database."""
@@ -14,15 +16,19 @@ IMPORT_CHECKPOINT_KEY: Final = "import_checkpoint_key"
 def find(name: str) -> Query[str | None]:
     """The secret with a name."""
     rows = yield "select value from pool_secret where name = $1", (name,)
-    return rows[0][0] if rows else None
+    if not rows:
+        return None
+    codec = yield from secret_codec()
+    return codec.decrypt(Place("pool_secret", "value", name), rows[0][0])
 
 
 def ensure(name: str, candidate: str) -> Query[str]:
     """Return the stored secret; store the candidate if there is none. Among concurrent workers the first wins."""
-    yield "insert into pool_secret (name, value) values ($1, $2) on conflict (name) do nothing", (name, candidate)
+    encrypt = yield from encryption()
+    stored = encrypt("pool_secret", "value", name, candidate)
+    yield "insert into pool_secret (name, value) values ($1, $2) on conflict (name) do nothing", (name, stored)
     rows = yield "select value from pool_secret where name = $1", (name,)
-    value: str = rows[0][0]
-    return value
+    return encrypt.codec.decrypt(Place("pool_secret", "value", name), rows[0][0])
 
 
 def remove(name: str) -> Query[None]:

@@ -14,6 +14,8 @@ from typing import Final
 
 from ccp.errors import NotFound
 from ccp.server.storage.engine.query import Query, read_committed
+from ccp.server.storage.engine.secret_codec import Place
+from ccp.server.storage.engine.stored_secrets import encryption, secret_codec
 from ccp.server.storage.queries.change_counters import ChangeCounter, bump
 from ccp.server.storage.queries.contracts import instant, microseconds
 
@@ -57,8 +59,15 @@ def list_all() -> Query[list[TokenKey]]:
         "select kid, private_key, created_at, signs_from, retired_at from token_key order by created_at desc, kid",
         (),
     )
+    codec = yield from secret_codec()
     return [
-        TokenKey(kid, key, instant(created_at), _maybe(signs_from), _maybe(retired_at))
+        TokenKey(
+            kid,
+            codec.decrypt(Place("token_key", "private_key", kid), key),
+            instant(created_at),
+            _maybe(signs_from),
+            _maybe(retired_at),
+        )
         for kid, key, created_at, signs_from, retired_at in rows
     ]
 
@@ -128,6 +137,7 @@ def remove_retired(now: datetime) -> Query[int]:
 
 
 def _replace(candidate: TokenKey, retire_at: datetime, now: datetime) -> Query[None]:
+    yield from encryption()  # Locked before the rows that it protects.
     yield from _remove_retired(now)
     yield "update token_key set retired_at = $1 where retired_at is null", (microseconds(retire_at),)
     yield from _insert(candidate)
@@ -142,8 +152,10 @@ def _insert(key: TokenKey) -> Query[None]:
     insert = """
     insert into token_key (kid, private_key, created_at, signs_from, retired_at) values ($1, $2, $3, $4, $5)
     """
+    encrypt = yield from encryption()
+    private_key = encrypt("token_key", "private_key", key.kid, key.private_key)
     times = [None if time is None else microseconds(time) for time in (key.signs_from, key.retired_at)]
-    yield insert, (key.kid, key.private_key, microseconds(key.created_at), *times)
+    yield insert, (key.kid, private_key, microseconds(key.created_at), *times)
 
 
 def _all_older(known: Iterable[TokenKey], than: datetime, now: datetime) -> bool:

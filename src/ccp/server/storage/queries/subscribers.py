@@ -11,6 +11,8 @@ from typing import Final
 from ccp.ids import WMI, ProviderId
 from ccp.server.domain.subscriptions import PreviousSecret, SignatureFormat, Subscriber, Webhook
 from ccp.server.storage.engine.query import Query, Row, read_committed
+from ccp.server.storage.engine.secret_codec import Place, SecretCodec
+from ccp.server.storage.engine.stored_secrets import secret_codec
 from ccp.server.storage.queries.change_counters import CHANGED_KEYS, ChangeCounter
 from ccp.server.storage.queries.contracts import instant
 from ccp.server.storage.queries.parties import COLUMNS as PARTY_COLUMNS
@@ -31,7 +33,7 @@ _JOINED: Final = f"select {_COLUMNS} from webhook w join party p on p.client_id 
 
 @read_committed
 def list_by_owner(kind: str, id: str) -> Query[list[Subscriber]]:
-    """Webhooks of the party that owns a provider id or WMI, oldest first.
+    """Webhooks of the party that owns a provider id or WMI, oldest first; without secrets, see `_without_secrets`.
 
     kind: see `ccp.server.domain.parties.owned_ids`.
     """
@@ -41,24 +43,25 @@ def list_by_owner(kind: str, id: str) -> Query[list[Subscriber]]:
     where o.kind = $1 and o.id = $2 order by w.created_at, w.id
     """  # noqa: S608  constants
     rows = yield select, (kind, id)
-    return [_subscriber(row) for row in rows]
+    return [_without_secrets(row) for row in rows]
 
 
 @read_committed
 def list_by_event(name: str, after: str, limit: int) -> Query[list[Subscriber]]:
-    """Webhooks that subscribed to an event under this name, by id, beginning after one.
+    """Webhooks that subscribed to an event under this name, by id, beginning after one; without secrets.
 
     Reads every webhook: for events that are rare.
     """
     rows = yield f"{_JOINED} where w.id > $1 and w.events like $2 order by w.id limit $3", (after, f'%"{name}"%', limit)
-    return [_subscriber(row) for row in rows]
+    return [_without_secrets(row) for row in rows]
 
 
 @read_committed
 def list_page(after: str, limit: int) -> Query[list[Subscriber]]:
     """Webhooks by id, beginning after one."""
     rows = yield f"{_JOINED} where w.id > $1 order by w.id limit $2", (after, limit)
-    return [_subscriber(row) for row in rows]
+    codec = yield from secret_codec()
+    return [_subscriber(row, codec) for row in rows]
 
 
 @read_committed
@@ -69,13 +72,19 @@ def list_changed(counter: ChangeCounter, after: int, last: int) -> Query[list[Su
     """
     column = "w.id" if counter is ChangeCounter.WEBHOOKS else "w.client_id"
     rows = yield f"{_JOINED} where {column} in {CHANGED_KEYS}", (counter.value, after, last)
-    return [_subscriber(row) for row in rows]
+    codec = yield from secret_codec()
+    return [_subscriber(row, codec) for row in rows]
 
 
-def webhook_of(row: Row) -> Webhook:
-    """A webhook from a row of `WEBHOOK_COLUMNS`."""
+def webhook_of(row: Row, codec: SecretCodec | None) -> Webhook:
+    """A webhook from a row of `WEBHOOK_COLUMNS`. codec: None leaves the secrets out. Raises UnreadableSecret."""
     (id, client_id, url, description, events, wmis, provider_ids, metadata, api_version, enabled, secret,
      created_at, updated_at, signature_format, previous_secrets) = row  # fmt: skip
+    if codec is None:
+        secret, previous_secrets = "", "[]"
+    else:
+        secret = codec.decrypt(Place("webhook", "secret", id), secret)
+        previous_secrets = codec.decrypt(Place("webhook", "previous_secrets", id), previous_secrets)
     return Webhook(
         id,
         client_id,
@@ -95,6 +104,11 @@ def webhook_of(row: Row) -> Webhook:
     )
 
 
-def _subscriber(row: Row) -> Subscriber:
+def _without_secrets(row: Row) -> Subscriber:
+    """A subscriber for fan-out, which only needs to know who gets an event and is not to pay for decryption."""
+    return _subscriber(row, None)
+
+
+def _subscriber(row: Row, codec: SecretCodec | None) -> Subscriber:
     row = tuple(row)
-    return Subscriber(webhook_of(row[: len(_WEBHOOK_COLUMN_NAMES)]), party_of(row[len(_WEBHOOK_COLUMN_NAMES) :]))
+    return Subscriber(webhook_of(row[: len(_WEBHOOK_COLUMN_NAMES)], codec), party_of(row[len(_WEBHOOK_COLUMN_NAMES) :]))

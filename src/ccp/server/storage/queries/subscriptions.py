@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from ccp.server.storage.engine.query import Query, Row
+from ccp.server.storage.engine.secret_codec import Place, SecretCodec
+from ccp.server.storage.engine.stored_secrets import encryption, secret_codec
 from ccp.server.storage.queries.change_counters import ChangeCounter, bump, lock
 from ccp.server.storage.queries.contracts import instant, microseconds
 
@@ -43,13 +45,15 @@ PEER_PREFIX = "peer:"
 def list_all() -> Query[list[Subscription]]:
     """All subscriptions, by source."""
     rows = yield f"select {_COLUMNS} from subscription order by source", ()  # noqa: S608  constants
-    return [_subscription(row) for row in rows]
+    codec = yield from secret_codec()
+    return [_subscription(row, codec) for row in rows]
 
 
 def find(source: str) -> Query[Subscription | None]:
     """The subscription to a source."""
     rows = yield f"select {_COLUMNS} from subscription where source = $1", (source,)  # noqa: S608  columns are ours
-    return _subscription(rows[0]) if rows else None
+    codec = yield from secret_codec()
+    return _subscription(rows[0], codec) if rows else None
 
 
 def ensure(candidate: Subscription) -> Query[Subscription]:
@@ -64,6 +68,8 @@ def ensure(candidate: Subscription) -> Query[Subscription]:
 
 def put(subscription: Subscription) -> Query[None]:
     """Store a subscription in the place of the one with its id."""
+    yield bump(ChangeCounter.SUBSCRIPTIONS)
+    encrypt = yield from encryption()
     yield (
         f"insert into subscription ({_COLUMNS}) values ($1, $2, $3, $4, $5, $6, $7, $8) "  # noqa: S608  constants
         "on conflict (id) do update set url = excluded.url, endpoint_id = excluded.endpoint_id, "
@@ -73,23 +79,24 @@ def put(subscription: Subscription) -> Query[None]:
             subscription.source,
             subscription.url,
             subscription.endpoint_id,
-            subscription.secret,
+            encrypt.optional("subscription", "secret", subscription.id, subscription.secret),
             json.dumps(subscription.events),
             microseconds(subscription.created_at),
             microseconds(subscription.updated_at),
         ),
     )
-    yield bump(ChangeCounter.SUBSCRIPTIONS)
 
 
 def remove(subscription_id: str) -> Query[None]:
     """Delete a subscription."""
-    yield "delete from subscription where id = $1", (subscription_id,)
     yield bump(ChangeCounter.SUBSCRIPTIONS)
+    yield "delete from subscription where id = $1", (subscription_id,)
 
 
-def _subscription(row: Row) -> Subscription:
+def _subscription(row: Row, codec: SecretCodec) -> Subscription:
     subscription_id, source, url, endpoint_id, secret, events, created_at, updated_at = row
+    if secret is not None:
+        secret = codec.decrypt(Place("subscription", "secret", subscription_id), secret)
     return Subscription(
         subscription_id,
         source,

@@ -9,6 +9,7 @@ import json
 
 from ccp.server.domain.subscriptions import Webhook
 from ccp.server.storage.engine.query import Query, read_committed
+from ccp.server.storage.engine.stored_secrets import encryption, secret_codec
 from ccp.server.storage.queries import change_counters
 from ccp.server.storage.queries.change_counters import ChangeCounter
 from ccp.server.storage.queries.contracts import microseconds
@@ -20,7 +21,8 @@ def list_by_party(client_id: str) -> Query[list[Webhook]]:
     """The webhooks of a party, oldest first."""
     select = f"select {WEBHOOK_COLUMNS} from webhook where client_id = $1 order by created_at, id"  # noqa: S608  constants
     rows = yield select, (client_id,)
-    return [webhook_of(row) for row in rows]
+    codec = yield from secret_codec()
+    return [webhook_of(row, codec) for row in rows]
 
 
 @read_committed
@@ -29,7 +31,8 @@ def find(id: str) -> Query[Webhook | None]:
     if not id.isprintable():
         return None  # No id contains such a character, and an engine may refuse it in a text.
     rows = yield f"select {WEBHOOK_COLUMNS} from webhook where id = $1", (id,)  # noqa: S608  constants
-    return webhook_of(rows[0]) if rows else None
+    codec = yield from secret_codec()
+    return webhook_of(rows[0], codec) if rows else None
 
 
 def lock() -> Query[None]:
@@ -40,6 +43,8 @@ def lock() -> Query[None]:
 def put(webhook: Webhook) -> Query[None]:
     """Insert a webhook, or replace the one with its id."""
     yield from lock()
+    encrypt = yield from encryption()
+    previous = [(each.value, microseconds(each.valid_until)) for each in webhook.previous_secrets]
     yield (
         f"insert into webhook ({WEBHOOK_COLUMNS}) "  # noqa: S608  constants
         "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) "
@@ -51,9 +56,9 @@ def put(webhook: Webhook) -> Query[None]:
         (
             webhook.id, webhook.client_id, webhook.url, webhook.description, json.dumps(webhook.events),
             json.dumps(webhook.wmis), json.dumps(webhook.provider_ids), json.dumps(webhook.metadata),
-            webhook.api_version, webhook.enabled, webhook.secret, microseconds(webhook.created_at),
-            microseconds(webhook.updated_at), webhook.signature_format.value,
-            json.dumps([(each.value, microseconds(each.valid_until)) for each in webhook.previous_secrets]),
+            webhook.api_version, webhook.enabled, encrypt("webhook", "secret", webhook.id, webhook.secret),
+            microseconds(webhook.created_at), microseconds(webhook.updated_at), webhook.signature_format.value,
+            encrypt("webhook", "previous_secrets", webhook.id, json.dumps(previous)) if previous else "[]",
         ),
     )  # fmt: skip
     yield from change_counters.bump_and_log(ChangeCounter.WEBHOOKS, webhook.id)
