@@ -53,26 +53,33 @@ def _needs(item: pytest.Item) -> Iterator[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what they need, so that `make test-fast` can leave out what is slow.
-
-    With pytest-xdist, which distributes modules in this order, those that start whole servers come first: they take
-    long and wait for much of it, and the many short modules after them keep every process busy to the end.
-    """
+    """Mark tests by what they need, so that `make test-fast` can leave out what is slow."""
     for item in items:
         for name in _needs(item):
             item.add_marker(name)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=_duration_rank)
+        items[:] = _in_order_of_distribution(items)
 
 
-def _duration_rank(item: pytest.Item) -> int:
-    """0 for modules whose tests start whole servers, 1 for attacks, 2 for others with a server of their own, else 3."""
-    folders = set(item.nodeid.split("/")[:-1])
-    if folders & _WHOLE_SERVERS:
-        return 0
-    if "attacks" in folders:
-        return 1
-    return 2 if _USES_SERVERS.search(_source(item.path)) or _USES_POSTGRES.search(_source(item.path)) else 3
+def _in_order_of_distribution(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The order in which pytest-xdist distributes modules, with --no-loadscope-reorder.
+
+    Modules that start whole servers take long and wait for much of it: they come early and one at a time, among others.
+    Attacks follow. Many short modules at the end keep every process busy until the end.
+    """
+    modules: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        modules.setdefault(item.path, []).append(item)
+    whole, others = [], []
+    for path, tests in modules.items():
+        (whole if set(path.parts) & _WHOLE_SERVERS else others).append(tests)
+    others.sort(key=lambda tests: "attacks" not in tests[0].path.parts)
+    ordered = []
+    for index, tests in enumerate(others):
+        if whole and index % 8 == 0:
+            ordered += whole.pop()
+        ordered += tests
+    return [*ordered, *(item for tests in whole for item in tests)]
 
 
 @pytest.fixture(scope="session", autouse=True)
