@@ -37,6 +37,10 @@ COMMANDS: Final[Mapping[str, Entry]] = {
         "Run the pool. Creates a new SQLite database; create and upgrade any other schema with `ccp db upgrade`.",
     ),
     "config": Entry("serve", "Print the effective settings, without secrets."),
+    "doctor": Entry(
+        "doctor",
+        "Examine the pool and say what to do: settings, files, TLS, clock, database, trust, other systems, the server.",
+    ),
     "demo": Entry(
         "sandbox",
         "Run the complete flow over HTTP: a simulated vehicle gets, verifies and decrypts a contract, in both "

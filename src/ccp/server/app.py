@@ -371,7 +371,8 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
             *events.router(webhooks, context, events.OPCP).routes,
         ]
     fast_path = FastPathMiddleware(app.framework, app.router.routes)
-    app.middleware_chain = TraceMiddleware(ClientAddressMiddleware(fast_path, limits), pseudonyms, refusals, metrics)
+    addressed = ClientAddressMiddleware(fast_path, limits, metrics.forwarded_problem)
+    app.middleware_chain = TraceMiddleware(addressed, pseudonyms, refusals, metrics)
     app.add_exception_handler(Exception, errors.handle_crash)
     app.add_exception_handler(CCPError, errors.handle_ccp_error)
     app.add_exception_handler(RequestValidationError, errors.handle_validation_error)

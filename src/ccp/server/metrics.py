@@ -22,6 +22,9 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that names the folder; it is not set for a single worker."""
 
+FORWARDED_PROBLEMS: Final = "ccp_forwarded_header_problems"
+"""Counter of requests whose X-Forwarded-For is not as `trusted_proxies` expects; diagnosis reads it."""
+
 # A delivery takes some milliseconds, and is useless after the 4.5 seconds that a charging station waits.
 _REQUEST_SECONDS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 4.5, 10.0)
 _LOOP_LAG_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -59,6 +62,12 @@ class Metrics:
         )
         self._limited = Counter(
             "ccp_limited", "Requests and connections refused by a limit.", ("limit",), registry=registry
+        )
+        self._forwarded_problems = Counter(
+            FORWARDED_PROBLEMS,
+            "Requests with X-Forwarded-For from an untrusted address; first request of a trusted proxy without it.",
+            ("problem",),
+            registry=registry,
         )
         self._shed = Counter(
             "ccp_requests_shed",
@@ -162,6 +171,10 @@ class Metrics:
     def limited(self, limit: str) -> None:
         """Count a request or connection that a limit refused."""
         self._limited.labels(limit).inc()
+
+    def forwarded_problem(self, problem: str) -> None:
+        """Count a request: "untrusted" for a header from an unknown proxy, "missing" for a known one without it."""
+        self._forwarded_problems.labels(problem).inc()
 
     def requests_shed(self, lane: str, reason: str, count: int) -> None:
         """Count requests of a class that were shed."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsError
 
 from ccp.errors import ConfigurationError
 from ccp.server.runtime.redacted_urls import hide_in_text
@@ -46,7 +48,7 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
             raise ConfigurationError(f"The configuration file {named} is not TOML: {exc}.") from exc
         except ValueError as exc:
             raise ConfigurationError(f"The configuration file {named} is contradictory: {exc}") from exc
-        _anchor_paths(values, named.parent)
+        anchor_paths(values, named.parent)
     problems = setting_names.problems(Settings.model_fields, values, os.environ)
     known = setting_names.known_names(Settings.model_fields)
 
@@ -67,6 +69,8 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
 
     try:
         settings = Effective(**{name: value for name, value in overrides.items() if value is not None})
+    except SettingsError as exc:
+        raise ConfigurationError(*problems, *_not_json(known)) from exc
     except ValidationError as exc:
         raise ConfigurationError(*problems, *map(hide_in_text, map(error_sentence, exc.errors()))) from None
     if problems:
@@ -88,7 +92,21 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     return settings
 
 
-def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
+def _not_json(known: Iterable[str]) -> Iterator[str]:
+    """A sentence for each environment variable of a list or a table that is not JSON. It may be a secret: not shown."""
+    source = EnvSettingsSource(Settings)
+    for name in sorted(known):
+        field = Settings.model_fields.get(name)
+        text = next((value for key, value in os.environ.items() if key.lower() == f"ccp_{name}"), None)
+        if field is None or text is None or not source.field_is_complex(field):
+            continue
+        try:
+            json.loads(text)
+        except ValueError:
+            yield f'The environment variable CCP_{name.upper()} is not JSON; a list is written as ["…", "…"].'
+
+
+def anchor_paths(values: dict[str, Any], folder: Path) -> None:
     """Make the relative paths of a file's values relative to its folder."""
     for entry in values["issuers"] if isinstance(values.get("issuers"), list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("jwks_file"), str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -32,9 +33,11 @@ def client_of(scope: Scope) -> RemoteAddress:
 class ClientAddressMiddleware:
     """ASGI middleware, inside `TraceMiddleware`."""
 
-    def __init__(self, app: ASGIApp, limits: RateLimits) -> None:
+    def __init__(self, app: ASGIApp, limits: RateLimits, count_problem: Callable[[str], None]) -> None:
+        """count_problem: called with "untrusted" or "missing", see `Metrics.forwarded_problem`."""
         self._app = app
         self._limits = limits
+        self._count_problem = count_problem
         self._untrusted_logged = False
         self._missing_logged = False
 
@@ -45,6 +48,7 @@ class ClientAddressMiddleware:
         peer = scope["client"][0] if scope.get("client") else None
         proxies, forwarded = self._limits.proxies, _forwarded(scope)
         if forwarded and not proxies.contains(peer):
+            self._count_problem("untrusted")
             self._warn_untrusted_once(peer)
             forwarded = ""
         scope[_KEY] = client = proxies.resolve(peer, forwarded)
@@ -74,6 +78,7 @@ class ClientAddressMiddleware:
             and not scope["path"].startswith("/health")
         ):
             self._missing_logged = True
+            self._count_problem("missing")
             _log.warning(
                 "no client address from trusted proxy; set X-Forwarded-For there, limits by address do not hold for it",
                 peer=peer,
