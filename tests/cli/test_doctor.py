@@ -192,7 +192,7 @@ def test_document_of_findings_lists_every_code_with_meaning_and_action() -> None
     }
 
 
-def test_every_code_is_reported_by_a_check_and_tells_one_sentence() -> None:
+def test_codes_are_reported_by_checks_and_have_whole_sentences() -> None:
     sources = "".join(path.read_text("utf-8") for path in Path("src/ccp/server/diagnosis").glob("*.py"))
     for code, kind in CODES.items():
         assert sources.count(f'"{code}"') >= 2, code

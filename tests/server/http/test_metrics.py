@@ -113,7 +113,7 @@ def test_requests_are_counted_by_operation_status_and_outcome_and_name_nobody(pk
         assert str(secret) not in text
     assert "_created" not in text
     names = {label for _, labels in found for label, _ in labels}
-    assert names <= {"operation", "status", "outcome", "limit", "peer", "task", "le", "class"}
+    assert names <= {"operation", "status", "outcome", "limit", "peer", "problem", "task", "le", "class"}
 
 
 def test_metrics_count_refusals_by_limit(pkis: dict[str, PKI]) -> None:
@@ -192,6 +192,7 @@ def test_operations_page_lists_all_metrics() -> None:
     metrics = Metrics()
     metrics.request("Any", 200, "ok", 0.1)
     metrics.limited("any")
+    metrics.forwarded_problem("any")
     metrics.peer_request_ended("any", "Any", "ok", 0.1)
     metrics.peer_circuit_changed("any", True)
     metrics.broadcast("any")

@@ -30,8 +30,10 @@ from ccp.server.storage.queries import (
     purging,
     revocation,
     secrets,
+    status_addresses,
     subscribers,
     vehicles,
+    webhook_health,
     webhooks,
 )
 from ccp.server.storage.queries.change_counters import ChangeCounter
@@ -55,6 +57,9 @@ QUERIES: dict[str, Any] = {
     "peers queries.list_all": SMALL,
     "peers.list_all": SMALL,
     "peers.get": SMALL,
+    "status_addresses.list_crl_urls": SMALL,
+    "status_addresses.list_watched_samples": status_addresses.list_watched_samples(2),
+    "webhook_health.list_troubled": webhook_health.list_troubled(AT, 2),
     "event_sources queries.list_all": SMALL,
     "issuer_certificates.list_all": SMALL,
     "change_counters.read_all": SMALL,
@@ -107,6 +112,9 @@ LONG_ONES = (
     contract_notices.expiring((30, 7), AT),
     contract_portions.revoked(),
     purging.idle_vehicles(AT),
+    status_addresses.list_crl_urls(2),
+    status_addresses.list_watched_samples(2),
+    webhook_health.list_troubled(AT, 2),
     audit.search(audit.Filter(ids=(E,)), 100),
 )
 LARGE = (
