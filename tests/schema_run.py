@@ -11,6 +11,7 @@ from schemathesis import engine
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events
 
+from ccp.error_codes import ErrorCode
 from tests.server.http.api.answers import PATH_TOO_LONG
 from tests.world import Pool
 
@@ -80,6 +81,8 @@ def run(schema: Any) -> tuple[Counter[tuple[str, int]], list[str]]:
                     if interaction.response.status_code >= 400:
                         error = json.loads(interaction.response.content)
                         assert set(error) - {"CCPResponse"} == {"errorMessages", "traceId"}, label
+                        (code,) = interaction.response.headers["x-error-code"]
+                        assert ErrorCode(code), label
                 for check in event.recorder.checks.get(case_id, []):
                     if check.failure_info is not None:
                         failure = check.failure_info.failure

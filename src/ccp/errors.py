@@ -25,26 +25,47 @@
     ├── UpstreamError             an external service refused or failed; nothing was changed
     └── ConfigurationError        the operator has to change something
 
-A message is one sentence, or several in `messages`, that is safe to show to a partner. `code` is stable. The mapping to
-HTTP status and ISO 15118 response code is in `ccp.server.http.errors`. Causes are chained with `raise … from exc` and
-reach only the log.
+A message is one sentence, or several in `messages`, that is safe to show to a partner. `code` is the stable code of the
+refusal (`ccp.error_codes`): that of the class, unless the place that raises gives a more exact one. `outcome` is the
+coarser name that metrics and the audit trail count. The mapping to HTTP status and ISO 15118 response code is in
+`ccp.server.http.errors`. Causes are chained with `raise … from exc` and reach only the log.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar, Final, TypeVar
 
+from ccp.error_codes import ErrorCode
+
 _MAX_CAUSES: Final = 16
 
 
 class CCPError(Exception):
-    """Base class. messages: at least one sentence, safe to show to a partner. code: stable."""
+    """Base class.
 
-    code: ClassVar[str] = "error"
+    messages: at least one sentence, safe to show to a partner. code: None for that of the class. check: name of the
+    failed check of a verification, None outside of one.
+    """
 
-    def __init__(self, *messages: str) -> None:
+    outcome: ClassVar[str] = "error"
+    code: ErrorCode = ErrorCode.INTERNAL_ERROR
+    check: str | None = None
+
+    def __init__(self, *messages: str, code: ErrorCode | None = None) -> None:
         super().__init__(*messages)
         self.messages: tuple[str, ...] = messages
+        if code is not None:
+            self.code = code
+
+    def at_check(self, check: str, code: ErrorCode | None = None) -> None:
+        """Record the check of a verification that failed. code: replaces the code of the class, not a more exact one.
+
+        The innermost check counts.
+        """
+        if self.check is None:
+            self.check = check
+            if code is not None and "code" not in self.__dict__:
+                self.code = code
 
     def __str__(self) -> str:
         return " ".join(self.messages)
@@ -53,13 +74,15 @@ class CCPError(Exception):
 class InputError(CCPError):
     """The input cannot be read."""
 
-    code = "input"
+    outcome = "input"
+    code = ErrorCode.INPUT_INVALID
 
 
 class FieldError(InputError):
     """A field, parameter or header breaks its pattern."""
 
-    code = "field"
+    outcome = "field"
+    code = ErrorCode.FIELD_INVALID
 
 
 class EXIError(InputError):
@@ -69,7 +92,8 @@ class EXIError(InputError):
     path: element path such as "V2G_Message/Body/CertificateInstallationReq".
     """
 
-    code = "exi"
+    outcome = "exi"
+    code = ErrorCode.MESSAGE_UNREADABLE
 
     def __init__(self, reason: str, offset: int | None = None, path: str = "") -> None:
         place = (f" at bit {offset}" if offset is not None else "") + (f" in {path}" if path else "")
@@ -82,144 +106,173 @@ class EXIError(InputError):
 class MismatchError(InputError):
     """Values that must agree do not."""
 
-    code = "mismatch"
+    outcome = "mismatch"
+    code = ErrorCode.VALUES_DISAGREE
 
 
 class TooLong(InputError):
     """A message that is longer than the sender may send or the receiver takes."""
 
-    code = "too_long"
+    outcome = "too_long"
+    code = ErrorCode.MESSAGE_TOO_LONG
 
 
 class Unsupported(InputError):
     """A request of a kind that the pool does not serve."""
 
-    code = "unsupported"
+    outcome = "unsupported"
+    code = ErrorCode.ACTION_UNSUPPORTED
 
 
 class VerificationError(CCPError):
     """The input was read, but is not trustworthy."""
 
-    code = "verification"
+    outcome = "verification"
+    code = ErrorCode.VERIFICATION_FAILED
 
 
 class SignatureError(VerificationError):
     """A digest or SignatureValue does not match."""
 
-    code = "signature"
+    outcome = "signature"
+    code = ErrorCode.SIGNATURE_INVALID
 
 
 class ChainError(VerificationError):
     """No valid certificate path to an anchor."""
 
-    code = "chain"
+    outcome = "chain"
+    code = ErrorCode.CERTIFICATE_INVALID
 
 
 class ExpiredError(ChainError):
     """A certificate of the path has expired."""
 
-    code = "expired"
+    outcome = "expired"
+    code = ErrorCode.CERTIFICATE_EXPIRED
 
 
 class RevokedError(VerificationError):
     """A certificate of the path is revoked (final)."""
 
-    code = "revoked"
+    outcome = "revoked"
+    code = ErrorCode.CERTIFICATE_REVOKED
 
 
 class KeyMaterialError(VerificationError):
     """A public key or an encrypted key is malformed."""
 
-    code = "key_material"
+    outcome = "key_material"
+    code = ErrorCode.KEY_MATERIAL_INVALID
 
 
 class AccessError(CCPError):
     """The caller may not do this."""
 
-    code = "access"
+    outcome = "access"
+    code = ErrorCode.NOT_ALLOWED
 
 
 class NotAuthenticated(AccessError):
     """No valid token, or no valid client credentials."""
 
-    code = "not_authenticated"
+    outcome = "not_authenticated"
+    code = ErrorCode.TOKEN_INVALID
 
 
 class NotAuthorised(AccessError):
     """A valid token without permission for this."""
 
-    code = "not_authorised"
+    outcome = "not_authorised"
+    code = ErrorCode.NOT_ALLOWED
 
 
 class NotFound(CCPError):
     """Unknown, or not visible to this caller."""
 
-    code = "not_found"
+    outcome = "not_found"
+    code = ErrorCode.NOT_FOUND
 
 
 class NoContract(NotFound):
     """No contract is stored for the vehicle."""
 
-    code = "no_contract"
+    outcome = "no_contract"
+    code = ErrorCode.NO_CONTRACT_FOR_VEHICLE
 
 
 class NothingDeliverable(NotFound):
     """Contracts are stored, but none can be delivered now."""
 
-    code = "nothing_deliverable"
+    outcome = "nothing_deliverable"
+    code = ErrorCode.NOTHING_DELIVERABLE
 
 
 class Conflict(CCPError):
     """A name or id is already in use."""
 
-    code = "conflict"
+    outcome = "conflict"
+    code = ErrorCode.CONFLICT
 
 
 class PreconditionFailed(CCPError):
     """The state is not what the caller requires."""
 
-    code = "precondition_failed"
+    outcome = "precondition_failed"
+    code = ErrorCode.PRECONDITION_FAILED
 
 
 class LimitExceeded(CCPError):
     """A storage limit is reached."""
 
-    code = "limit_exceeded"
+    outcome = "limit_exceeded"
+    code = ErrorCode.CONTRACT_LIMIT_REACHED
 
 
 class TooManyRequests(CCPError):
     """A rate limit is exceeded. retry_after: seconds until a retry can succeed, at least one."""
 
-    code = "too_many_requests"
+    outcome = "too_many_requests"
+    code = ErrorCode.RATE_LIMIT_EXCEEDED
 
-    def __init__(self, *messages: str, retry_after: int) -> None:
-        super().__init__(*messages)
+    def __init__(self, *messages: str, retry_after: int, code: ErrorCode | None = None) -> None:
+        super().__init__(*messages, code=code)
         self.retry_after = retry_after
 
 
 class Unavailable(CCPError):
     """A temporary failure. retry_after: seconds until a retry can succeed, None if unknown."""
 
-    code = "unavailable"
+    outcome = "unavailable"
+    code = ErrorCode.TEMPORARILY_UNAVAILABLE
 
-    def __init__(self, *messages: str, retry_after: int | None = None) -> None:
-        super().__init__(*messages)
+    def __init__(self, *messages: str, retry_after: int | None = None, code: ErrorCode | None = None) -> None:
+        super().__init__(*messages, code=code)
         self.retry_after = retry_after
 
 
 class UpstreamError(CCPError):
     """An external service refused or failed."""
 
-    code = "upstream"
+    outcome = "upstream"
+    code = ErrorCode.UPSTREAM_FAILED
 
 
 class ConfigurationError(CCPError):
     """The operator has to change something."""
 
-    code = "configuration"
+    outcome = "configuration"
+    code = ErrorCode.CONFIGURATION_INVALID
 
 
+C = TypeVar("C", bound=CCPError)
 E = TypeVar("E", bound=BaseException)
+
+
+def with_code_of(first: CCPError, error: C) -> C:
+    """Give an error that stands for others the code and the check of the first of them. Returns the same error."""
+    error.code, error.check = first.code, first.check
+    return error
 
 
 def strip_tracebacks(error: E) -> E:

@@ -42,7 +42,7 @@ class ClientError(CCPError):
     one.
     """
 
-    code = "client"
+    outcome = "client"
 
     def __init__(self, *messages: str, status: int | None = None, trace_id: str | None = None) -> None:
         super().__init__(*messages)
@@ -62,7 +62,7 @@ class NoResponseError(ClientError):
     changes.
     """
 
-    code = "no_answer"
+    outcome = "no_answer"
     permanent: ClassVar[bool] = False
 
     def __init__(self, *messages: str, outcome_unknown: bool, host: str | None = None, port: int | None = None) -> None:
@@ -75,73 +75,73 @@ class NoResponseError(ClientError):
 class TimedOutError(NoResponseError):
     """The connection, the TLS handshake or the response took too long."""
 
-    code = "timed_out"
+    outcome = "timed_out"
 
 
 class NameResolutionError(NoResponseError):
     """The host name is not found, or the name server does not answer."""
 
-    code = "name_resolution"
+    outcome = "name_resolution"
 
 
 class RefusedConnectionError(NoResponseError):
     """Nothing listens on the port."""
 
-    code = "refused_connection"
+    outcome = "refused_connection"
 
 
 class TLSRequiredError(NoResponseError):
     """Plain HTTP was sent to a port that speaks TLS: the URL has to begin with https."""
 
-    code = "tls_required"
+    outcome = "tls_required"
     permanent = True
 
 
 class TLSError(NoResponseError):
     """The TLS handshake failed."""
 
-    code = "tls"
+    outcome = "tls"
 
 
 class UntrustedCertificateError(TLSError):
     """The server's certificate is of no trusted CA, or not acceptable."""
 
-    code = "untrusted_certificate"
+    outcome = "untrusted_certificate"
     permanent = True
 
 
 class ExpiredCertificateError(TLSError):
     """The server's certificate has expired, or is not valid yet."""
 
-    code = "expired_certificate"
+    outcome = "expired_certificate"
     permanent = True
 
 
 class NameMismatchError(TLSError):
     """The server's certificate is for another host."""
 
-    code = "name_mismatch"
+    outcome = "name_mismatch"
     permanent = True
 
 
 class ClientCertificateError(TLSError):
     """The server does not accept the client's certificate, or requires one."""
 
-    code = "client_certificate"
+    outcome = "client_certificate"
     permanent = True
 
 
 class PlainHTTPError(TLSError):
     """https was sent to a port that does not speak TLS, such as one for plain HTTP."""
 
-    code = "plain_http"
+    outcome = "plain_http"
     permanent = True
 
 
 class MalformedResponseError(ClientError):
     """The response does not have the API's format, or exceeds the limits of the client."""
 
-    code = "malformed_answer"
+    outcome = "malformed_answer"
 
 
 class TokenRefusedError(ClientError):
@@ -150,7 +150,7 @@ class TokenRefusedError(ClientError):
     error: the code of RFC 6749 clause 5.2, such as invalid_client; empty if the response has none.
     """
 
-    code = "token_refused"
+    outcome = "token_refused"
 
     def __init__(self, *messages: str, status: int, trace_id: str | None, error: str) -> None:
         super().__init__(*messages, status=status, trace_id=trace_id)
@@ -160,7 +160,7 @@ class TokenRefusedError(ClientError):
 class StatusError(ClientError):
     """The pool responded with an error status. retry_after: seconds to wait that the pool asks for, else None."""
 
-    code = "answered"
+    outcome = "answered"
 
     def __init__(self, *messages: str, status: int, trace_id: str | None, retry_after: float | None = None) -> None:
         super().__init__(*messages, status=status, trace_id=trace_id)
@@ -170,49 +170,49 @@ class StatusError(ClientError):
 class BadRequestError(StatusError):
     """400: the pool rejects the request or its message; `messages` says why."""
 
-    code = "bad_request"
+    outcome = "bad_request"
 
 
 class NotAuthenticatedError(StatusError):
     """401: the pool does not accept the access token, not even a fresh one."""
 
-    code = "not_authenticated"
+    outcome = "not_authenticated"
 
 
 class NotAuthorisedError(StatusError):
     """403: the caller's roles or ids do not allow the operation."""
 
-    code = "not_authorised"
+    outcome = "not_authorised"
 
 
 class NotFoundError(StatusError):
     """404: the pool has no such contract, or none that the caller may see."""
 
-    code = "not_found"
+    outcome = "not_found"
 
 
 class TooLargeError(StatusError):
     """413: the request is larger than the pool accepts."""
 
-    code = "too_large"
+    outcome = "too_large"
 
 
 class TooManyRequestsError(StatusError):
     """429: a rate limit is exceeded; the pool did nothing."""
 
-    code = "too_many_requests"
+    outcome = "too_many_requests"
 
 
 class UpstreamFailedError(StatusError):
     """502: a service that the pool depends on failed."""
 
-    code = "upstream_failed"
+    outcome = "upstream_failed"
 
 
 class UnavailableError(StatusError):
     """503: the pool cannot handle the request now."""
 
-    code = "unavailable"
+    outcome = "unavailable"
 
 
 BY_STATUS: Final[dict[int, type[StatusError]]] = {

@@ -12,7 +12,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from ccp.errors import CCPError, strip_tracebacks
+from ccp.error_codes import ErrorCode
+from ccp.errors import CCPError, ExpiredError, strip_tracebacks, with_code_of
 
 T = TypeVar("T")
 
@@ -58,12 +59,15 @@ class CheckList:
         subject: str,
         check: Callable[[], T],
         *,
+        code: ErrorCode | None = None,
+        expired: ErrorCode | None = None,
         needs: tuple[object, ...] = (),
         skip_reason: str = "An earlier check failed.",
         evidence: Callable[[T], tuple[str, ...]] = lambda result: (),
     ) -> T | None:
         """Run one check. Returns its result; None if it failed or was skipped.
 
+        code: of a failure, unless the check raises a more exact one. expired: the same for an expired certificate.
         needs: results of earlier checks; if one of them is None, the check is skipped with `skip_reason`.
         """
         for need in needs:
@@ -73,6 +77,7 @@ class CheckList:
         try:
             result = check()
         except CCPError as exc:
+            exc.at_check(subject, expired if isinstance(exc, ExpiredError) and expired else code)
             self._failures.append(strip_tracebacks(exc))
             self._record(subject, CheckStatus.FAILED, str(exc))
             return None
@@ -96,6 +101,7 @@ class CheckList:
         try:
             result = await check()
         except CCPError as exc:
+            exc.at_check(subject)
             self._failures.append(strip_tracebacks(exc))
             self._record(subject, CheckStatus.FAILED, str(exc))
             return None
@@ -108,14 +114,14 @@ class CheckList:
             self.results.append(CheckResult(len(self.results) + 1, subject, status, reason, evidence))
 
     def end_stage(self) -> None:
-        """Raise what failed in this stage: the type of the first error, with the sentences of all of them."""
+        """Raise what failed in this stage: the type and code of the first error, with the sentences of all."""
         if self._collect or not self._failures:
             return
         failures, self._failures = self._failures, []
         if len(failures) == 1:
             raise failures.pop()
         messages = dict.fromkeys(message for failure in failures for message in failure.messages)
-        raise type(failures[0])(*messages) from failures[0]
+        raise with_code_of(failures[0], type(failures[0])(*messages)) from failures[0]
 
     def to_json(self, message: str, now: datetime, warnings: Sequence[str]) -> dict[str, Any]:
         """The report as a JSON object.

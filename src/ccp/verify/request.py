@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 from ccp import exi
+from ccp.error_codes import ErrorCode
 from ccp.errors import ChainError, EXIError, ExpiredError, FieldError
 from ccp.exi import iso2, iso20
 from ccp.ids import EMAID, PCID, Namespace
@@ -156,23 +157,39 @@ def check_request(
     7.9.
     """
     checks = checks or CheckList()
-    leaf = checks.run("provisioning certificate", lambda: _leaf(request, anchors), evidence=describe_certificate)
+    leaf = checks.run(
+        "provisioning certificate",
+        lambda: _leaf(request, anchors),
+        code=ErrorCode.PROVISIONING_CERTIFICATE_INVALID,
+        evidence=describe_certificate,
+    )
     checks.end_stage()
     pcid = checks.run(
-        "PCID in the certificate's common name", lambda: pcid_of(unwrap(leaf)), needs=(leaf,), evidence=as_lines
+        "PCID in the certificate's common name",
+        lambda: pcid_of(unwrap(leaf)),
+        code=ErrorCode.PROVISIONING_CERTIFICATE_WITHOUT_PCID,
+        needs=(leaf,),
+        evidence=as_lines,
     )
     checks.end_stage()
     signed = "CertificateInstallationReq" if request.namespace is Namespace.ISO2 else "OEMProvisioningCertificateChain"
     signature = checks.run(
         "signature of the vehicle",
         lambda: message_signatures.verify_signature(request.parsed, unwrap(leaf).public_key, (signed,)),
+        code=ErrorCode.REQUEST_SIGNATURE_INVALID,
         needs=(leaf,),
         evidence=describe_signature,
     )
     checks.end_stage()
     chain = None
     if anchors is None:
-        checks.run("validity of the provisioning certificate", lambda: _valid(unwrap(leaf), now), needs=(leaf,))
+        checks.run(
+            "validity of the provisioning certificate",
+            lambda: _valid(unwrap(leaf), now),
+            code=ErrorCode.PROVISIONING_CERTIFICATE_INVALID,
+            expired=ErrorCode.PROVISIONING_CERTIFICATE_EXPIRED,
+            needs=(leaf,),
+        )
     else:
         chain = checks.run(
             "chain of the provisioning certificate to an OEM root",
@@ -183,6 +200,8 @@ def check_request(
                 now=now,
                 profile=PROFILES[request.namespace],
             ),
+            code=ErrorCode.PROVISIONING_CHAIN_UNTRUSTED,
+            expired=ErrorCode.PROVISIONING_CERTIFICATE_EXPIRED,
             needs=(leaf,),
             evidence=describe_chain,
         )
@@ -195,7 +214,7 @@ def check_request(
         )
     checks.end_stage()
     if not checks.passed:
-        raise ChainError("The request does not verify.")
+        raise ChainError("The request does not verify.", code=ErrorCode.REQUEST_NOT_VERIFIED)
     return VerifiedInstallationRequest(
         request, unwrap(leaf), unwrap(pcid), chain, unwrap(signature), CONSTRUCTION_TOKEN
     )

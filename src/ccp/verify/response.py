@@ -9,6 +9,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ccp import exi
+from ccp.error_codes import ErrorCode
 from ccp.errors import ChainError, EXIError, FieldError, KeyMaterialError, MismatchError
 from ccp.exi import iso2, iso20
 from ccp.ids import EMAID, Fingerprint, Namespace
@@ -131,18 +132,23 @@ def check_response(
     """
     checks = checks or CheckList()
     # 1. The message itself.
-    checks.run("response code", lambda: _is_ok(response))
+    checks.run("response code", lambda: _is_ok(response), code=ErrorCode.RESPONSE_NOT_OK)
     contract = checks.run(
-        "contract certificate", lambda: Certificate.load(response.contract_certificate), evidence=describe_certificate
+        "contract certificate",
+        lambda: Certificate.load(response.contract_certificate),
+        code=ErrorCode.CONTRACT_CERTIFICATE_INVALID,
+        evidence=describe_certificate,
     )
     cps = checks.run(
         "provisioning service certificate",
         lambda: anchors.load_leaf(response.cps_certificate),
+        code=ErrorCode.CPS_CERTIFICATE_INVALID,
         evidence=describe_certificate,
     )
     named = checks.run(
         "EMAID the same everywhere",
         lambda: _agreed_emaid(response, emaid, unwrap(contract)),
+        code=ErrorCode.EMAID_MISMATCH,
         needs=(contract,),
         evidence=as_lines,
     )
@@ -158,6 +164,8 @@ def check_response(
             now=now,
             profile=profile,
         ),
+        code=ErrorCode.CPS_CHAIN_UNTRUSTED,
+        expired=ErrorCode.CPS_CERTIFICATE_EXPIRED,
         needs=(cps,),
         evidence=describe_chain,
     )
@@ -170,23 +178,31 @@ def check_response(
             now=now,
             profile=profile,
         ),
+        code=ErrorCode.CONTRACT_CHAIN_UNTRUSTED,
+        expired=ErrorCode.CONTRACT_CERTIFICATE_EXPIRED,
         needs=(contract,),
         evidence=describe_chain,
     )
     if root is not None:
-        checks.run("V2G root as named", lambda: _is_root(unwrap(cps_chain), root), needs=(cps_chain,))
+        checks.run(
+            "V2G root as named",
+            lambda: _is_root(unwrap(cps_chain), root),
+            code=ErrorCode.ROOT_MISMATCH,
+            needs=(cps_chain,),
+        )
     checks.end_stage()
     # 3. The provisioning service's signature.
     signature = checks.run(
         "signature of the provisioning service",
         lambda: message_signatures.verify_signature(response.parsed, unwrap(cps).public_key, response.mandatory),
+        code=ErrorCode.RESPONSE_SIGNATURE_INVALID,
         needs=(cps,),
         evidence=describe_signature,
     )
     checks.end_stage()
     # 4. Key material.
-    checks.run("DH public key", lambda: _check_dh_public_key(response))
-    checks.run("encrypted private key", lambda: _check_encrypted_key(response))
+    checks.run("DH public key", lambda: _check_dh_public_key(response), code=ErrorCode.DH_PUBLIC_KEY_INVALID)
+    checks.run("encrypted private key", lambda: _check_encrypted_key(response), code=ErrorCode.ENCRYPTED_KEY_INVALID)
     checks.end_stage()
     # 5. Revocation. Only a trusted provisioning service can make the pool fetch evidence (decision 0005).
     trusted = cps_chain is not None and signature is not None
@@ -200,7 +216,7 @@ def check_response(
         )
     checks.end_stage()
     if not checks.passed:
-        raise ChainError("The response does not verify.")
+        raise ChainError("The response does not verify.", code=ErrorCode.RESPONSE_NOT_VERIFIED)
     return VerifiedInstallationResponse(
         response, unwrap(named), unwrap(cps_chain), unwrap(contract_chain), unwrap(signature), CONSTRUCTION_TOKEN
     )

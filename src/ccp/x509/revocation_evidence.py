@@ -25,7 +25,7 @@ CertificateKey: TypeAlias = tuple[str, int]
 class EvidenceError(Unavailable):
     """The received bytes are no evidence: forged, stale, about another certificate. The known status stays as it is."""
 
-    code = "evidence"
+    outcome = "evidence"
 
 
 class RevocationStatus(StrEnum):

@@ -14,10 +14,12 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from ccp.errors import RevokedError, Unavailable, VerificationError
+from ccp.error_codes import ErrorCode
+from ccp.errors import C, RevokedError, Unavailable, VerificationError
 from ccp.x509.certificates import Certificate
 from ccp.x509.issuer_map import IssuerMap
 from ccp.x509.path_validation import VerifiedChain
+from ccp.x509.profiles import Usage
 from ccp.x509.revocation_evidence import (
     CertificateKey,
     CertificateRef,
@@ -165,7 +167,8 @@ class HardFailRevocation:
         # A revocation is final, so it is reported even where the status of other certificates is unknown.
         revoked = [(certificate, found) for certificate, _, ref in pairs if (found := self._state.find_revoked(ref))]
         if revoked:
-            raise RevokedError(*(_revoked(certificate.display_name, found) for certificate, found in revoked))
+            sentences = (_revoked(certificate.display_name, found) for certificate, found in revoked)
+            raise _at_chain(chain, RevokedError(*sentences, code=_REVOKED_CODES[chain.usage]))
         for certificate, issuer, ref in pairs:
             configured = self._policy.configured_crl(ref)
             if good := self._state.find_good(ref, self._policy, now, self._grace):
@@ -205,9 +208,12 @@ class HardFailRevocation:
                     f"The revocation status of certificate {certificate.display_name} cannot be established now.{why}"
                 )
         if permanent:
-            raise VerificationError(*permanent)
+            raise _at_chain(chain, VerificationError(*permanent))
         if problems:
-            raise Unavailable(*problems, retry_after=max_retry_after(causes)) from next(iter(causes), None)
+            unknown = Unavailable(
+                *problems, retry_after=max_retry_after(causes), code=ErrorCode.REVOCATION_STATUS_UNKNOWN
+            )
+            raise _at_chain(chain, unknown) from next(iter(causes), None)
         return "\n".join(lines)
 
     def _can_never_be_checked(self, certificate: Certificate) -> bool:
@@ -260,8 +266,26 @@ def check_refs(refs: Iterable[CertificateRef], state: RevocationState, policy: R
             unknown = ref
     if unknown is not None:
         raise Unavailable(
-            f"The revocation status of the certificate with the serial number {unknown.serial:x} is not known now."
+            f"The revocation status of the certificate with the serial number {unknown.serial:x} is not known now.",
+            code=ErrorCode.REVOCATION_STATUS_UNKNOWN,
         )
+
+
+_REVOKED_CODES: Final = {
+    Usage.CPS: ErrorCode.CPS_CERTIFICATE_REVOKED,
+    Usage.CONTRACT: ErrorCode.CONTRACT_CERTIFICATE_REVOKED,
+    Usage.OEM_PROVISIONING: ErrorCode.PROVISIONING_CERTIFICATE_REVOKED,
+}
+_CHECKS: Final = {
+    Usage.CPS: "revocation of the provisioning service chain",
+    Usage.CONTRACT: "revocation of the contract chain",
+    Usage.OEM_PROVISIONING: "revocation of the provisioning chain",
+}
+
+
+def _at_chain(chain: VerifiedChain, error: C) -> C:
+    error.at_check(_CHECKS[chain.usage])
+    return error
 
 
 def _revoked(name: str, evidence: Evidence) -> str:

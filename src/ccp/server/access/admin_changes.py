@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import NotAuthenticated, NotAuthorised
 from ccp.server.domain.parties import TOKEN_NOT_VALID, PartyRole
 from ccp.server.storage.engine.query import Query
@@ -50,6 +51,6 @@ def begin_change(by: Actor) -> Query[None]:
     yield from parties.lock()
     actor = yield from parties.find(by.name)
     if actor is not None and not (actor.enabled and PartyRole.ADMIN in actor.roles):
-        raise NotAuthorised("The caller is not an admin any more.")
+        raise NotAuthorised("The caller is not an admin any more.", code=ErrorCode.ROLE_MISSING)
     if by.kid is not None and (actor is None or not (yield from signing_keys.exists(by.kid))):
         raise NotAuthenticated(TOKEN_NOT_VALID)

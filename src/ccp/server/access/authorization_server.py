@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import InputError, NotAuthenticated, Unavailable
 from ccp.server.access.client_secrets import matching_hash
 from ccp.server.access.jose import (
@@ -56,7 +57,8 @@ _LEEWAY: Final = 60
 class InvalidScope(InputError):
     """The requested scope names a role that does not exist or that the party does not hold."""
 
-    code = "scope"
+    outcome = "scope"
+    code = ErrorCode.SCOPE_NOT_HELD
 
 
 class TokenResponse(NamedTuple):
@@ -208,13 +210,17 @@ class AuthorizationServer:
         if not self._secrets.still_valid(client_id, secret, hashes):
             matching = await self._hashing.run(matching_hash, hashes, secret)
             if matching is None:
-                raise NotAuthenticated("The client is unknown or its secret is wrong.")
+                raise NotAuthenticated(
+                    "The client is unknown or its secret is wrong.", code=ErrorCode.CLIENT_CREDENTIALS_INVALID
+                )
             self._secrets.remember(client_id, secret, matching)
         if client_id not in self._parties:
             await self.refresh_parties()  # It was registered within the last second.
         party = self._parties.get(client_id)
         if party is None:
-            raise NotAuthenticated("The client is unknown or its secret is wrong.")
+            raise NotAuthenticated(
+                "The client is unknown or its secret is wrong.", code=ErrorCode.CLIENT_CREDENTIALS_INVALID
+            )
         held = {role.value: role for role in party.roles}
         if roles is not None and not set(roles) <= set(held):
             raise InvalidScope("scope has to name roles of the client.")
@@ -269,7 +275,7 @@ class AuthorizationServer:
         scheme, _, token = (authorization or "").partition(" ")
         token = token.strip(" \t")  # RFC 6750 clause 2.1 permits several spaces; stripped, the cache key is the same.
         if scheme.lower() != "bearer" or not token:
-            raise NotAuthenticated("A bearer token is needed.")
+            raise NotAuthenticated("A bearer token is needed.", code=ErrorCode.TOKEN_MISSING)
         timestamp = now.timestamp()
         digest = _digest(token)
         known = self._known.get(digest)

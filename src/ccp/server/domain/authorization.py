@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, TypeAlias
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import NotAuthorised
 from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
 from ccp.server.domain.parties import Party, PartyRole
@@ -204,7 +205,7 @@ def authorise_role(caller: Party, operation: AnyOperation) -> None:
     """Refuse a caller without a role for the operation, before its request body is read. Raises NotAuthorised."""
     rules = _TABLES[operation]
     if caller.roles.isdisjoint(rules):
-        raise NotAuthorised(f"{operation} is for the role {', '.join(rules)}.")
+        raise NotAuthorised(f"{operation} is for the role {', '.join(rules)}.", code=ErrorCode.ROLE_MISSING)
 
 
 def authorise(caller: Party, operation: Operation, subject: Subject = None) -> None:
@@ -216,7 +217,9 @@ def authorise(caller: Party, operation: Operation, subject: Subject = None) -> N
     rules = ROLE_TABLE[operation]
     if not any(rules[role].allows(caller, subject) for role in caller.roles if role in rules):
         kind = "WMI" if isinstance(subject, PCID) else "provider id"
-        raise NotAuthorised(f"The {kind} of {subject} is not registered for the caller.")
+        raise NotAuthorised(
+            f"The {kind} of {subject} is not registered for the caller.", code=ErrorCode.ID_NOT_REGISTERED
+        )
 
 
 def authorise_sender(caller: Party, party_type: str | None, party_id: str | None) -> None:
@@ -228,7 +231,10 @@ def authorise_sender(caller: Party, party_type: str | None, party_id: str | None
     if PartyRole.CCP in caller.roles or (party_type is None and party_id is None):
         return
     if party_type is not None and party_type not in caller.roles:
-        raise NotAuthorised(f"OPNC-from-party-type is {party_type}, which the caller is not registered as.")
+        raise NotAuthorised(
+            f"OPNC-from-party-type is {party_type}, which the caller is not registered as.",
+            code=ErrorCode.SENDER_MISMATCH,
+        )
     if (
         party_id is None
         or party_type in ("cps", "pki", "pcp")
@@ -243,4 +249,4 @@ def authorise_sender(caller: Party, party_type: str | None, party_id: str | None
     }
     ids = own.get(party_type, frozenset()) if party_type else caller.provider_ids | caller.operator_ids | caller.wmis
     if name not in ids:
-        raise NotAuthorised("OPNC-from-party-id is not registered for the caller.")
+        raise NotAuthorised("OPNC-from-party-id is not registered for the caller.", code=ErrorCode.SENDER_MISMATCH)

@@ -11,6 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import NoContract, NotFound, NothingDeliverable
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.verify.response import VerifiedInstallationResponse
@@ -127,8 +128,11 @@ def select_for_iso2(
     if no_default is NoDefaultPolicy.SOLE and len(contracts) == 1:
         return contracts[0]
     if any(variant.is_default for variant in stored):
-        raise NothingDeliverable("The default contract of the vehicle cannot be delivered now.")
-    raise NothingDeliverable("None of the vehicle's contracts is its default.")
+        raise NothingDeliverable(
+            "The default contract of the vehicle cannot be delivered now.",
+            code=ErrorCode.DEFAULT_CONTRACT_NOT_DELIVERABLE,
+        )
+    raise NothingDeliverable("None of the vehicle's contracts is its default.", code=ErrorCode.NO_DEFAULT_CONTRACT)
 
 
 def not_selected_reason(
@@ -192,7 +196,9 @@ def select_for_iso20(
     )
     chosen = contracts[:max_chains]
     if not chosen:
-        raise NothingDeliverable("The vehicle asks for no contract certificate chain.")
+        raise NothingDeliverable(
+            "The vehicle asks for no contract certificate chain.", code=ErrorCode.NO_CHAIN_REQUESTED
+        )
     return [(contract, len(chosen) - place) for place, contract in enumerate(chosen, start=1)]
 
 
@@ -215,15 +221,20 @@ def _deliverable(
         raise NoContract("No contract is stored for the vehicle.")
     written = [variant for variant in stored if variant.namespace is namespace]
     if not written:
-        raise NothingDeliverable("No contract of the vehicle is signed for its version of ISO 15118.")
+        raise NothingDeliverable(
+            "No contract of the vehicle is signed for its version of ISO 15118.", code=ErrorCode.NO_CONTRACT_FOR_EDITION
+        )
     valid = [variant for variant in written if variant.valid_at(now)]
     if not valid:
-        raise NothingDeliverable("No contract of the vehicle is valid now.")
+        raise NothingDeliverable("No contract of the vehicle is valid now.", code=ErrorCode.NO_VALID_CONTRACT)
     variants: dict[EMAID, list[SignedContract]] = {}
     for variant in filter(deliverable, valid):
         variants.setdefault(variant.emaid, []).append(variant)
     if not variants:
-        raise NothingDeliverable("Every valid contract of the vehicle is stale, revoked, or of unknown standing.")
+        raise NothingDeliverable(
+            "Every valid contract of the vehicle is stale, revoked, or of unknown standing.",
+            code=ErrorCode.NO_USABLE_CONTRACT,
+        )
     best = []
     for candidates in variants.values():
         candidates.sort(key=lambda variant: variant.updated_at, reverse=True)
@@ -233,5 +244,8 @@ def _deliverable(
         if match is not None:
             best.append(match)
     if not best:
-        raise NothingDeliverable("No contract of the vehicle is valid now and signed under a V2G root that it lists.")
+        raise NothingDeliverable(
+            "No contract of the vehicle is valid now and signed under a V2G root that it lists.",
+            code=ErrorCode.NO_CONTRACT_FOR_ROOT,
+        )
     return best

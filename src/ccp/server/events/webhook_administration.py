@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import NotFound
 from ccp.server.domain.subscriptions import SignatureFormat, Webhook
 from ccp.server.events.ping import Pinger, PingResult
@@ -102,7 +103,7 @@ async def _edit(
 def _find(webhook_id: str) -> Query[Webhook]:
     webhook = yield from webhooks.find(webhook_id)
     if webhook is None:
-        raise NotFound(f"There is no webhook {webhook_id[:64]}.")
+        raise NotFound(f"There is no webhook {webhook_id[:64]}.", code=ErrorCode.WEBHOOK_NOT_FOUND)
     return webhook
 
 

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import CCPError, Conflict, FieldError, NotAuthorised, NotFound
 from ccp.ids import WMI, ProviderId
 from ccp.schemas.event_types import API_VERSION, audience
@@ -316,7 +317,8 @@ def _check_events(party: Party, names: Iterable[str]) -> None:
 def _check_ids(kind: str, wanted: Iterable[str], own: Iterable[str]) -> None:
     not_owned = sorted(set(wanted) - set(own))
     if not_owned:
-        raise NotAuthorised(*(f"The {kind} {name} is not registered for the caller." for name in not_owned))
+        sentences = (f"The {kind} {name} is not registered for the caller." for name in not_owned)
+        raise NotAuthorised(*sentences, code=ErrorCode.ID_NOT_REGISTERED)
 
 
 def _begin(caller: Caller, operation: EventOperation) -> Query[Party]:
@@ -350,7 +352,7 @@ def _registered(caller: Caller) -> Query[Party]:
 def _find(party: Party, webhook_id: str) -> Query[Webhook]:
     webhook = yield from webhooks.find(webhook_id)
     if webhook is None or webhook.client_id != party.client_id:
-        raise NotFound("There is no endpoint with this id.")
+        raise NotFound("There is no endpoint with this id.", code=ErrorCode.WEBHOOK_NOT_FOUND)
     return webhook
 
 

@@ -54,7 +54,7 @@ _FINAL_ERRORS: Final = frozenset({"invalid_client", "unauthorized_client", "inva
 class TokenError(UpstreamError):
     """There is no access token for the service now."""
 
-    code = "token"
+    outcome = "token"
 
 
 class AccessTokens(ABC):

@@ -18,6 +18,7 @@ from urllib.parse import urlencode, urlsplit
 import structlog
 
 from ccp.client.untrusted_text import plain
+from ccp.error_codes import ErrorCode
 from ccp.errors import ChainError, FieldError, InputError, NotFound, Unavailable, UpstreamError, strip_tracebacks
 from ccp.server.external.host_limits import KeyedSlots
 from ccp.server.external.outbound import HttpResponse, OutboundError
@@ -74,7 +75,8 @@ class Pending:
 class ESTRefusal(InputError):
     """The EST server refuses a request because of what it contains."""
 
-    code = "est_refused"
+    outcome = "est_refused"
+    code = ErrorCode.ENROLMENT_REFUSED
 
 
 class ESTServer(ServiceClient):
@@ -162,7 +164,9 @@ class ESTServer(ServiceClient):
             raise ESTRefusal(f"The EST server refuses the request (status {status}){_reason(response)}.")
         if status == 404:
             label = f"the CA {selection.label}" if selection.label else "its CA"
-            raise NotFound(f"The EST server does not have this operation for {label}.")
+            raise NotFound(
+                f"The EST server does not have this operation for {label}.", code=ErrorCode.ENROLMENT_NOT_FOUND
+            )
         if status in (401, 403):
             raise UpstreamError("The EST server does not accept the credentials of this pool.")
         if status in (429, 503):

@@ -51,7 +51,7 @@ class HostKey(NamedTuple):
 class HostLimited(Unavailable):
     """The circuit of the host is open, or too many requests of the caller are queued for it."""
 
-    code = "host_limited"
+    outcome = "host_limited"
 
 
 @dataclass(slots=True, eq=False)

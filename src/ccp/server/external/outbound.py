@@ -51,7 +51,7 @@ class OutboundError(Unavailable):
     host_failed: whether the host itself failed; False if it was never contacted.
     """
 
-    code = "outbound"
+    outcome = "outbound"
 
     def __init__(self, *messages: str, retry_after: int | None = None, host_failed: bool = True) -> None:
         super().__init__(*messages, retry_after=retry_after)

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ccp import verify
+from ccp.error_codes import ErrorCode
 from ccp.errors import ChainError, FieldError, Unavailable, UpstreamError
 from ccp.ids import PCID, Namespace
 from ccp.server.external.circuit_breaker import CircuitBreaker
@@ -131,7 +132,7 @@ class ProvisioningCertificatePool(ServiceClient):
         finally:
             self._breaker.release()
         if status in (404, 410):
-            raise FieldError("pcid : is not known to the Provisioning Certificate Pool")
+            raise FieldError("pcid : is not known to the Provisioning Certificate Pool", code=ErrorCode.VEHICLE_UNKNOWN)
         if chain is None:
             raise Unavailable(unavailable)
         return chain

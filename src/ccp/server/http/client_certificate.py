@@ -16,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 from cryptography.x509 import load_der_x509_certificate
 from starlette.types import Scope
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import NotAuthenticated
 from ccp.server.access.client_address import TrustedProxies
 from ccp.x509.parse_errors import parse_errors_as
@@ -50,15 +51,21 @@ class ClientCertificates:
         if self._from_trusted_proxy(scope):
             values = self._values(scope)
             if len(values) > 1:
-                raise NotAuthenticated(f"The proxy passed on {len(values)} client certificates; exactly one is needed.")
+                raise NotAuthenticated(
+                    f"The proxy passed on {len(values)} client certificates; exactly one is needed.",
+                    code=ErrorCode.CLIENT_CERTIFICATE_INVALID,
+                )
             der = parse_certificate_header(values[0]) if values else None
             if der is None and values and values[0].strip():
-                raise NotAuthenticated(_UNREADABLE)
+                raise NotAuthenticated(_UNREADABLE, code=ErrorCode.CLIENT_CERTIFICATE_INVALID)
         else:
             der = scope.get(SCOPE_KEY)
         if der is None:
-            raise NotAuthenticated("A client certificate is needed: access tokens of this pool are bound to one.")
-        with parse_errors_as(lambda: NotAuthenticated(_UNREADABLE)):
+            raise NotAuthenticated(
+                "A client certificate is needed: access tokens of this pool are bound to one.",
+                code=ErrorCode.CLIENT_CERTIFICATE_INVALID,
+            )
+        with parse_errors_as(lambda: NotAuthenticated(_UNREADABLE, code=ErrorCode.CLIENT_CERTIFICATE_INVALID)):
             load_der_x509_certificate(der)
         return _base64url(hashlib.sha256(der).digest())
 

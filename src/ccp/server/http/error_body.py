@@ -8,9 +8,13 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from ccp import error_codes
+from ccp.error_codes import ErrorCode, code_of_status
+
 INTERNAL_ERROR: Final = "Something went wrong here; the trace id finds it in the log."
 OVERLOADED: Final = "The pool has more requests than it can answer in time. Try again in a few seconds."
 
+_HEADER: Final = error_codes.HEADER.lower().encode()
 _RETRY_AFTER: Final = b"2"
 
 
@@ -19,8 +23,13 @@ def error_body(message: str, trace_id: str) -> bytes:
     return orjson.dumps({"errorMessages": [message], "traceId": trace_id})
 
 
+def code_header(code: ErrorCode) -> tuple[bytes, bytes]:
+    """Return the header with the stable code of a refusal."""
+    return _HEADER, code.encode()
+
+
 def error_response(status: int, message: str, trace_id: str, default_headers: list[tuple[bytes, bytes]]) -> bytes:
-    """Return a whole error response that announces the end of the connection."""
+    """Return a whole error response of the HTTP layer that announces the end of the connection."""
     body = error_body(message, trace_id)
     headers = [
         *default_headers,
@@ -30,6 +39,7 @@ def error_response(status: int, message: str, trace_id: str, default_headers: li
         (b"cache-control", b"no-store"),
         (b"x-content-type-options", b"nosniff"),
         (b"x-trace-id", trace_id.encode()),
+        code_header(code_of_status(status)),
     ]
     if status in (429, 503):
         headers.append((b"retry-after", _RETRY_AFTER))

@@ -86,7 +86,8 @@ def negative_metadata(error: errors.CCPError, always_exi: bool) -> tuple[str, di
         return f"temporary: {error}" if headers else str(error), headers
     if headers:
         raise error
-    raise errors.NotFound(*error_messages(error)) from error
+    hidden = errors.NotFound(*error_messages(error))
+    raise errors.with_code_of(error, hidden) from error
 
 
 def _challenge(request: Request) -> str:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 from starlette.datastructures import Headers
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import FieldError, NotAuthorised
 from ccp.ids import PCID
 from ccp.schemas.common import NamespaceField, PCIDField
@@ -55,7 +56,7 @@ def check_signature(key: bytes, headers: Headers, body: bytes) -> None:
         for text in given[:_MAX_SIGNATURES]
     ]
     if not any(matches):
-        raise NotAuthorised("The signature of the event is missing or wrong.")
+        raise NotAuthorised("The signature of the event is missing or wrong.", code=ErrorCode.EVENT_SIGNATURE_INVALID)
 
 
 class _Vehicle(BaseModel):

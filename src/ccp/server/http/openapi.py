@@ -14,6 +14,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from ccp import error_codes
+from ccp.error_codes import ErrorCode
 from ccp.schemas.common import RoutingHeaders
 from ccp.schemas.ocpp import PATH as OCPP_PATH
 from ccp.schemas.ocpp import (
@@ -126,6 +128,7 @@ def describe(app: FastAPI, public_url: str) -> dict[str, Any]:
             document["paths"][f"{opcp.BASE}/signedContractData"] = {"post": _opcp(deliver), "put": _opcp(publish)}
             # FastAPI describes a success of every route; there is no trust list.
             del document["paths"][opcp_roots.TRUST_LIST]["get"]["responses"]["200"]
+        _add_error_codes(document)
         document["servers"] = [{"url": public_url}]
         components["securitySchemes"] = _security_schemes(public_url)
         _add_security(document)
@@ -174,6 +177,27 @@ def _parameters(model: type[BaseModel], place: str) -> Iterator[dict[str, Any]]:
 def _opcp(operation: dict[str, Any]) -> dict[str, Any]:
     operation.update(operationId=f"{TAG}{operation['operationId']}", tags=[TAG])
     return operation
+
+
+_REFUSALS_WITH_200: Final = frozenset(
+    {Operation.DELIVER.value, TAG + Operation.DELIVER.value, OCPPOperation.GET_15118_EV_CERTIFICATE.value}
+)
+
+
+def _add_error_codes(document: dict[str, Any]) -> None:
+    """Add the header with the stable code to each response that can be a refusal."""
+    document["components"]["headers"] = {
+        error_codes.HEADER: {
+            "description": "The stable code of a refusal.",
+            "schema": {"type": "string", "enum": [code.value for code in ErrorCode]},
+        }
+    }
+    for item in document["paths"].values():
+        for operation in item.values():
+            for status, response in operation["responses"].items():
+                if int(status) >= 400 or (status == "200" and operation["operationId"] in _REFUSALS_WITH_200):
+                    reference = f"#/components/headers/{error_codes.HEADER}"
+                    response.setdefault("headers", {})[error_codes.HEADER] = {"$ref": reference}
 
 
 def _security_schemes(public_url: str) -> dict[str, Any]:

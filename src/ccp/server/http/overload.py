@@ -19,8 +19,9 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from ccp.error_codes import ErrorCode
 from ccp.server.http.admission import Admission
-from ccp.server.http.error_body import OVERLOADED, error_body
+from ccp.server.http.error_body import OVERLOADED, code_header, error_body
 from ccp.server.http.fair_queue import Reason
 from ccp.server.metrics import Metrics
 
@@ -128,6 +129,7 @@ class LoadShedder:
             (b"content-length", str(len(body)).encode()),
             (b"retry-after", str(RETRY_AFTER).encode()),
             (b"x-trace-id", self._trace_id.encode()),
+            code_header(ErrorCode.OVERLOADED),
             (b"x-content-type-options", b"nosniff"),
             (b"cache-control", b"no-store"),
             (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),

@@ -25,6 +25,7 @@ import structlog
 from uvicorn import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
+from ccp.error_codes import code_of_status
 from ccp.server.http import deadlines
 from ccp.server.http.admission import IDENTIFIED
 from ccp.server.http.client_certificate import SCOPE_KEY
@@ -425,6 +426,7 @@ class Connection(TimedConnection):
                 address=self._address,
                 status=status,
                 outcome="refused",
+                code=code_of_status(status),
                 reason=message,
                 ms=round(duration * 1000, 2),
             )

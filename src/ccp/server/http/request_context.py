@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import FieldError, NotAuthenticated, NotAuthorised, NotFound
 from ccp.schemas.common import Routing, RoutingHeaders
 from ccp.schemas.field_errors import field_error
@@ -124,7 +125,7 @@ class RequestContext:
         authorise_sender(caller.party, routing.from_type, routing.from_id)
         pool_id = self._peers.route(routing.to_id) if routing.to_type == "ccp" and routing.to_id is not None else None
         if pool_id is not None and (routing.hop is not None or PartyRole.CCP in caller.party.roles):
-            raise NotFound("A request of another pool is not passed on.")
+            raise NotFound("A request of another pool is not passed on.", code=ErrorCode.POOL_NOT_FOUND)
         return pool_id
 
     def resolve_target(self, pool: Pool, caller: Caller, routing: Routing) -> Pool | RemotePool:

@@ -13,8 +13,9 @@ from starlette.exceptions import HTTPException
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from ccp.error_codes import ErrorCode
 from ccp.server.http.admission import UNVERIFIED, WAITED, Admission
-from ccp.server.http.error_body import INTERNAL_ERROR, OVERLOADED, error_body
+from ccp.server.http.error_body import INTERNAL_ERROR, OVERLOADED, code_header, error_body
 from ccp.server.http.fair_queue import Lane
 
 _log = structlog.get_logger("ccp.request")
@@ -159,9 +160,10 @@ class RequestCycle(RequestResponseCycle):
 
     async def send_500_response(self) -> None:
         trace_id = str(uuid.uuid4())
-        _log.error("request handled", trace_id=trace_id, status=500, outcome="crashed")
+        _log.error("request handled", trace_id=trace_id, status=500, outcome="crashed", code=ErrorCode.INTERNAL_ERROR)
         body = error_body(INTERNAL_ERROR, trace_id)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers.append(code_header(ErrorCode.INTERNAL_ERROR))
         await self.send(
             {"type": "http.response.start", "status": 500, "headers": [*headers, (b"connection", b"close")]}
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from ccp import verify
+from ccp.error_codes import ErrorCode
 from ccp.errors import NoContract
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.server.domain import contracts
@@ -117,5 +118,5 @@ def _matching(
     """The contracts of a namespace and root, newest first. Raises NoContract with the sentence `not_found`."""
     found = [c for c in stored if c.namespace is namespace and (root is None or c.root_fingerprint == root)]
     if not found:
-        raise NoContract(not_found)
+        raise NoContract(not_found, code=ErrorCode.CONTRACT_NOT_FOUND)
     return sorted(found, key=lambda contract: contract.updated_at, reverse=True)

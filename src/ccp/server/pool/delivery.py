@@ -18,6 +18,7 @@ from typing import Final
 import structlog
 
 from ccp import verify
+from ccp.error_codes import ErrorCode
 from ccp.errors import (
     CCPError,
     ChainError,
@@ -165,7 +166,7 @@ class Delivery:
         except TimeoutError as exc:
             if not limit.expired():
                 raise
-            reason: CCPError = Unavailable(_TIMED_OUT)
+            reason: CCPError = Unavailable(_TIMED_OUT, code=ErrorCode.DELIVERY_TIMEOUT)
             reason.__cause__ = exc
         except (VerificationError, NotFound, TooLong, Unavailable) as exc:
             reason = exc
@@ -199,7 +200,10 @@ class Delivery:
             return await self._select(verified, stored, state, broadcast, now, max_one, one_by_one, caller)
         if found := await self._ask_peers(verified, caller, now, max_one, one_by_one, target_pool):
             return found
-        raise NoContract("The pool that the request is for has nothing for the vehicle now.")
+        raise NoContract(
+            "The pool that the request is for has nothing for the vehicle now.",
+            code=ErrorCode.NO_CONTRACT_AT_ADDRESSED_POOL,
+        )
 
     async def _verify(self, request: InstallationRequest, now: datetime) -> VerifiedInstallationRequest:
         """Verify a vehicle's request.
@@ -232,7 +236,12 @@ class Delivery:
             current = await self._provisioning_pool.get_chain(verified.pcid, fresh=fresh)
             if current is None or current.key_for(namespace) in (None, used):
                 return
-        raise ChainError("The provisioning certificate is not the vehicle's current one.")
+        error = ChainError(
+            "The provisioning certificate is not the vehicle's current one.",
+            code=ErrorCode.PROVISIONING_CERTIFICATE_REPLACED,
+        )
+        error.at_check("current provisioning certificate of the vehicle")
+        raise error
 
     async def _select(
         self,
@@ -282,9 +291,9 @@ class Delivery:
                 # Raises NotFound if there is nothing to deliver even with good revocation status. Otherwise the
                 # contract may be deliverable soon, so the failure is temporary.
                 self._selected(request, stored, now, deliverable_if_not_revoked, max_one)
-                raise Unavailable(_NO_EVIDENCE) from unknown_status[0]
+                raise Unavailable(_NO_EVIDENCE, code=ErrorCode.REVOCATION_STATUS_UNKNOWN) from unknown_status[0]
             if not_asked:  # The response states that only this pool was searched.
-                raise type(nothing)(*nothing.messages, *not_asked) from nothing
+                raise type(nothing)(*nothing.messages, *not_asked, code=nothing.code) from nothing
             raise
         if one_by_one is not None:
             selected = await self._turns.next(verified, [contract for contract, _ in selected], one_by_one, caller, now)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import CCPError, FieldError, NotAuthorised, NotFound, Unavailable
 from ccp.ids import OperatorId
 from ccp.server.domain.authorization import EnrolmentOperation, authorise_role
@@ -59,16 +60,19 @@ class Enrolment:
         without an EST server.
         """
         if self._server is None:
-            raise NotFound(_NO_SERVER)
+            raise NotFound(_NO_SERVER, code=ErrorCode.ENROLMENT_NOT_FOUND)
         label = self._labels.get(ca, self._labels.get(ca.lower()))
         if label is None:
-            raise NotFound(f"This pool passes on requests for the CAs {', '.join(sorted(self._labels))} only.")
+            raise NotFound(
+                f"This pool passes on requests for the CAs {', '.join(sorted(self._labels))} only.",
+                code=ErrorCode.ENROLMENT_NOT_FOUND,
+            )
         return CASelection(label, edition, algorithm)
 
     async def ca_certificates(self, caller: Caller, selection: CASelection) -> tuple[Certificate, ...]:
         """The certificates of a CA. Raises NotFound, Unavailable, UpstreamError."""
         if self._server is None:
-            raise NotFound(_NO_SERVER)
+            raise NotFound(_NO_SERVER, code=ErrorCode.ENROLMENT_NOT_FOUND)
         return await self._server.ca_certificates(selection, caller.party.client_id)
 
     async def enrol(
@@ -81,7 +85,7 @@ class Enrolment:
         UpstreamError; Unavailable if the EST server or the database is temporarily unavailable.
         """
         if self._server is None:
-            raise NotFound(_NO_SERVER)
+            raise NotFound(_NO_SERVER, code=ErrorCode.ENROLMENT_NOT_FOUND)
         request = read_signing_request(body)
         if self._subjects is EnrolmentSubjects.OWN:
             check_own_station(caller.party, request)
@@ -104,7 +108,7 @@ class Enrolment:
                 outcome = "ok"
                 subject |= _issued(found[0])
         except CCPError as exc:
-            outcome = exc.code
+            outcome = exc.outcome
             raise
         except Exception:
             outcome = "crashed"
@@ -125,7 +129,10 @@ def check_own_station(party: Party, request: SigningRequest) -> None:
         raise FieldError("The common name of the certificate signing request must be one EVSE id, such as DE*ABC*E123.")
     operator = OperatorId.parse(match[1])
     if operator not in party.operator_ids:
-        raise NotAuthorised(f"The operator id {operator} of the EVSE is not registered for the caller.")
+        raise NotAuthorised(
+            f"The operator id {operator} of the EVSE is not registered for the caller.",
+            code=ErrorCode.ID_NOT_REGISTERED,
+        )
 
 
 def _issued(certificate: Certificate) -> dict[str, str]:

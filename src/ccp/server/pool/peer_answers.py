@@ -108,7 +108,7 @@ class PeerAnswers:
         if errors and not verified:
             raise errors[0]
         for error in errors:
-            _log.warning("peer answer rejected", outcome=error.code, reason=str(error), peer=peer.party_id)
+            _log.warning("peer answer rejected", outcome=error.outcome, reason=str(error), peer=peer.party_id)
         rank = await self._rank(verified, peer, named=all(item.pcid is not None for item in accepted))
         if namespace is Namespace.ISO2:
             return PeerAnswer(rank, [(contract, contract.response) for contract in verified])

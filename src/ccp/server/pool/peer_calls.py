@@ -124,8 +124,8 @@ class VehicleCalls:
                 link.breaker.record_failure()
             else:
                 link.breaker.release()
-            count(exc.code)
-            log.info("peer asked", outcome=exc.code, status=exc.status, reason=" ".join(exc.messages))
+            count(exc.outcome)
+            log.info("peer asked", outcome=exc.outcome, status=exc.status, reason=" ".join(exc.messages))
             if isinstance(exc, TooManyRequestsError) or peer_works(exc) is not True:
                 raise no_answer(link.name, getattr(exc, "retry_after", None)) from exc
             if isinstance(exc, NotFoundError) and exc.trace_id is not None:  # Otherwise a proxy may have answered.
@@ -135,13 +135,13 @@ class VehicleCalls:
             # The answer came in time, so the peer delays no vehicle. An invalid contract of one vehicle must not open
             # the circuit for the others: a caller can repeat the request of that vehicle at will.
             link.breaker.record_success()
-            count(exc.code)
-            log.warning("peer answer rejected", outcome=exc.code, reason=str(exc))
+            count(exc.outcome)
+            log.warning("peer answer rejected", outcome=exc.outcome, reason=str(exc))
             return None
         except CCPError as exc:  # A failure of this pool, for example of its database.
             link.breaker.release()
-            count(exc.code)
-            log.warning("peer answer rejected", outcome=exc.code, reason=str(exc))
+            count(exc.outcome)
+            log.warning("peer answer rejected", outcome=exc.outcome, reason=str(exc))
             if isinstance(exc, Unavailable):
                 raise
             return None

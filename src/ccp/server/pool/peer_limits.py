@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import Unavailable
 from ccp.server.external.circuit_breaker import CircuitBreaker
 
@@ -23,7 +24,11 @@ _MAX_RETRY_AFTER: Final = 3600
 
 def circuit_open(peer: str, retry_after: int) -> Unavailable:
     """The error for a peer whose circuit is open. retry_after: seconds until the next request may try."""
-    return Unavailable(f"The pool {peer} has not answered lately; try again later.", retry_after=retry_after)
+    return Unavailable(
+        f"The pool {peer} has not answered lately; try again later.",
+        retry_after=retry_after,
+        code=ErrorCode.POOL_UNAVAILABLE,
+    )
 
 
 def share_used_up(peer: str) -> Unavailable:

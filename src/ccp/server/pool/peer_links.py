@@ -26,6 +26,7 @@ from ccp.client import (
     RetryPolicy,
     Timeouts,
 )
+from ccp.error_codes import ErrorCode
 from ccp.errors import ConfigurationError, Unavailable
 from ccp.server.external.circuit_breaker import CircuitBreaker
 from ccp.server.external.egress import OutboundCall
@@ -177,5 +178,7 @@ def peer_works(exc: ClientError) -> bool | None:
 def no_answer(peer: str, retry_after: float | None = None) -> Unavailable:
     """The error for a peer that does not answer. retry_after: seconds, from the peer."""
     return Unavailable(
-        f"The pool {peer} does not answer now; try again later.", retry_after=bounded_retry_after(retry_after)
+        f"The pool {peer} does not answer now; try again later.",
+        retry_after=bounded_retry_after(retry_after),
+        code=ErrorCode.POOL_UNAVAILABLE,
     )

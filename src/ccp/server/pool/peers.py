@@ -20,6 +20,7 @@ import structlog
 from httpcore import AsyncNetworkBackend
 
 from ccp.client import TLS, AsyncClient, ClientError, PartyType, Routing, SignedResponse
+from ccp.error_codes import ErrorCode
 from ccp.errors import CCPError, EXIError, MismatchError, NotFound, VerificationError
 from ccp.ids import PCID, Fingerprint, Namespace
 from ccp.server.domain.contracts import SignedContract
@@ -120,7 +121,7 @@ class NoPeers:
 
     def route(self, party_id: str) -> str | None:
         """Raises NotFound."""
-        raise NotFound(_UNKNOWN)
+        raise NotFound(_UNKNOWN, code=ErrorCode.POOL_NOT_FOUND)
 
     async def call(
         self,
@@ -131,7 +132,7 @@ class NoPeers:
         send: Callable[[AsyncClient, Routing], Awaitable[T]],
     ) -> T:
         """Raises NotFound."""
-        raise NotFound(_UNKNOWN)
+        raise NotFound(_UNKNOWN, code=ErrorCode.POOL_NOT_FOUND)
 
     async def verify_contract(
         self,
@@ -144,7 +145,7 @@ class NoPeers:
         root: Fingerprint | None = None,
     ) -> SignedContract:
         """Raises NotFound."""
-        raise NotFound(_UNKNOWN)
+        raise NotFound(_UNKNOWN, code=ErrorCode.POOL_NOT_FOUND)
 
 
 class RegisteredPeers:
@@ -264,7 +265,7 @@ class RegisteredPeers:
         if party_id == self._own_id:
             return None
         if party_id not in self._links:
-            raise NotFound(_UNKNOWN)
+            raise NotFound(_UNKNOWN, code=ErrorCode.POOL_NOT_FOUND)
         return party_id
 
     async def ask(
@@ -330,7 +331,7 @@ class RegisteredPeers:
         """See `Peers.call`."""
         link = self._links.get(target_pool)
         if link is None:
-            raise NotFound(_UNKNOWN)
+            raise NotFound(_UNKNOWN, code=ErrorCode.POOL_NOT_FOUND)
         party = caller.party.client_id
         if not (link.addressed_shares.has_room(party) and self._total_addressed.has_room(party)):
             self._metrics.peer_request_ended(target_pool, operation, "limited", 0.0)
@@ -350,23 +351,23 @@ class RegisteredPeers:
                 link.circuits.record_failure(party)
             else:
                 link.circuits.release(party)
-            count(exc.code)
-            log.info("request forwarded", outcome=exc.code, status=exc.status, peer_trace_id=exc.trace_id)
+            count(exc.outcome)
+            log.info("request forwarded", outcome=exc.outcome, status=exc.status, peer_trace_id=exc.trace_id)
             raise
         except (MismatchError, EXIError) as exc:
             link.circuits.record_failure(party)
-            count(exc.code)
-            log.warning("peer answer rejected", outcome=exc.code, reason=str(exc))
+            count(exc.outcome)
+            log.warning("peer answer rejected", outcome=exc.outcome, reason=str(exc))
             raise
         except VerificationError as exc:
             # The peer works: it may trust roots that this pool does not, or return an expired contract.
             link.circuits.record_success(party)
-            count(exc.code)
-            log.warning("peer answer rejected", outcome=exc.code, reason=str(exc))
+            count(exc.outcome)
+            log.warning("peer answer rejected", outcome=exc.outcome, reason=str(exc))
             raise
         except CCPError as exc:  # A failure of this pool, for example of its database.
             link.circuits.release(party)
-            count(exc.code)
+            count(exc.outcome)
             raise
         except BaseException:  # The caller has disconnected, or a defect of this pool.
             link.circuits.release(party)

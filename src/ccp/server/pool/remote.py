@@ -28,6 +28,7 @@ from ccp.client import (
     UnavailableError,
     UpstreamFailedError,
 )
+from ccp.error_codes import ErrorCode
 from ccp.errors import (
     CCPError,
     Conflict,
@@ -285,9 +286,9 @@ def _translate_error(exc: ClientError, to: str, changes: bool) -> CCPError:
     unknown = ("Whether it has done what was asked is not known; it may be asked again.",) if changes else ()
     match exc:
         case NoResponseError(outcome_unknown=True):
-            return Unavailable(f"The pool {to} did not answer.", *unknown)
+            return Unavailable(f"The pool {to} did not answer.", *unknown, code=ErrorCode.POOL_UNAVAILABLE)
         case NoResponseError():
-            return Unavailable(f"The pool {to} cannot be reached.")
+            return Unavailable(f"The pool {to} cannot be reached.", code=ErrorCode.POOL_UNAVAILABLE)
         case TokenRefusedError() | NotAuthenticatedError():
             return UpstreamError(f"The pool {to} does not take this pool's credentials.")
         case NotAuthorisedError():
@@ -306,4 +307,4 @@ def _translate_error(exc: ClientError, to: str, changes: bool) -> CCPError:
         case StatusError(status=status) if status is not None and 400 <= status < 500:
             return InputError(*exc.messages)
         case _:
-            return Unavailable(f"The pool {to} failed.", *unknown)
+            return Unavailable(f"The pool {to} failed.", *unknown, code=ErrorCode.POOL_UNAVAILABLE)

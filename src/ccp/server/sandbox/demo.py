@@ -29,7 +29,7 @@ _TITLES: Final = {"iso2": "ISO 15118-2", "iso20": "ISO 15118-20"}
 class StepFailed(CCPError):
     """A step of the demo had another result than expected."""
 
-    code = "demo"
+    outcome = "demo"
 
 
 @dataclass

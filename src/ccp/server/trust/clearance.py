@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError, strip_tracebacks
+from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError, strip_tracebacks, with_code_of
 from ccp.x509.path_validation import VerifiedChain
 from ccp.x509.revocation_evidence import CertificateRef, certificate_refs
 from ccp.x509.revocation_policy import HardFailRevocation, max_retry_after
@@ -54,4 +54,4 @@ def _most_severe(problems: Sequence[CCPError]) -> CCPError:
     if isinstance(error, Unavailable):
         error.retry_after = max_retry_after(problem for problem in of_kind if isinstance(problem, Unavailable))
     error.__cause__ = of_kind[0].__cause__
-    return error
+    return with_code_of(of_kind[0], error)

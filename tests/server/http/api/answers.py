@@ -6,6 +6,8 @@ import uuid
 
 import httpx
 
+from ccp.error_codes import ErrorCode
+
 PATH_TOO_LONG = 414
 """Any path longer than the longest route is refused unread; docs/spec-divergences.md says so."""
 
@@ -17,6 +19,7 @@ def sentences(answer: httpx.Response, status: int) -> list[str]:
     body = answer.json()
     assert sorted(body) == ["errorMessages", "traceId"]
     assert str(uuid.UUID(body["traceId"])) == body["traceId"] == answer.headers["x-trace-id"]
+    assert status < 400 or ErrorCode(answer.headers["x-error-code"])
     messages: list[str] = body["errorMessages"]
     assert messages
     assert all(isinstance(message, str) and message for message in messages)

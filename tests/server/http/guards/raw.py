@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from ccp.error_codes import ErrorCode
 from tests.world import Pool
 
 
@@ -32,6 +33,7 @@ class Answer:
         assert set(body) == {"errorMessages", "traceId"}, body
         uuid.UUID(body["traceId"])
         assert self.headers["x-trace-id"] == body["traceId"]
+        assert ErrorCode(self.headers["x-error-code"]).status == status
         assert self.headers["x-content-type-options"] == "nosniff"
         assert "server" not in self.headers
         (sentence,) = body["errorMessages"]

@@ -18,11 +18,12 @@ from urllib.parse import unquote
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ccp.error_codes import ErrorCode, code_of_status
 from ccp.errors import CCPError, FieldError
 from ccp.ids import EMAID, PCID
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.refusals import AccessDenialRecorder
-from ccp.server.http.error_body import INTERNAL_ERROR, error_body
+from ccp.server.http.error_body import INTERNAL_ERROR, code_header, error_body
 from ccp.server.metrics import Metrics
 from ccp.server.storage.queries.audit import UNKNOWN, Action, Entry
 from ccp.x509.parse_errors import is_panic
@@ -70,7 +71,8 @@ class Trace:
 
     caller: a client id, proven if `authenticated`, otherwise claimed. registered: whether a party has this client id;
     this proves nothing, but shows that the text is not the id of a driver or vehicle. emaid, pcid: ids in the request,
-    if readable. address: of the client, if known.
+    if readable. address: of the client, if known. failure: why the request was refused. code: of the refusal, if it is
+    not that of the failure or of the status.
     """
 
     id: str
@@ -82,6 +84,16 @@ class Trace:
     pcid: PCID | None = None
     address: str | None = None
     failure: CCPError | None = None
+    code: ErrorCode | None = None
+
+    def code_of(self, status: int) -> ErrorCode | None:
+        """The code of the refusal that a response with this status is; None if it is none.
+
+        A delivery that carries the negative message is a refusal with the status 200.
+        """
+        if self.failure is not None:
+            return self.code or self.failure.code
+        return None if status < 400 else self.code or code_of_status(status)
 
     @property
     def owner(self) -> str | None:
@@ -127,6 +139,8 @@ class TraceMiddleware:
                 wanted = _TLS_HEADERS if scope.get("scheme") == "https" else _HEADERS
                 extra = [header for header in wanted if header[0] not in present]
                 message["headers"] = [*message["headers"], (b"x-trace-id", trace.id.encode()), *extra]
+                if (code := trace.code_of(status)) is not None:
+                    message["headers"].append(code_header(code))
             await send(message)
 
         crash: BaseException | None = None
@@ -148,7 +162,7 @@ class TraceMiddleware:
     def _log_outcome(
         self, scope: Scope, trace: Trace, status: int, duration: float, crash: BaseException | None
     ) -> None:
-        outcome = _outcome(trace, status)
+        outcome, code = _outcome(trace, status), trace.code_of(status)
         self._metrics.request(trace.operation, status, outcome, duration)
         if crash is None and not _log.is_enabled_for(logging.INFO):
             return
@@ -161,6 +175,7 @@ class TraceMiddleware:
             **self._ids(trace),
             "status": status,
             "outcome": outcome,
+            **({} if code is None else {"code": code.value}),
             "ms": round(duration * 1000, 2),
         }
         if crash is not None:
@@ -229,7 +244,7 @@ def _denial(trace: Trace, status: int, pseudonyms: Pseudonyms) -> Entry:
 
 def _outcome(trace: Trace, status: int) -> str:
     if trace.failure is not None:
-        return trace.failure.code
+        return trace.failure.outcome
     return "ok" if status < 400 else "refused" if status < 500 else "crashed"
 
 

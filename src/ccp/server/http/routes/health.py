@@ -26,7 +26,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import Unavailable
+from ccp.server.http.middleware.tracing import trace_of
 from ccp.server.storage import Store
 from ccp.server.storage.engine import schema_version
 from ccp.server.storage.engine.query import Query
@@ -80,9 +82,9 @@ class Health:
         try:
             await self._store.read(_schema_revision())
         except Unavailable:
-            return _response(503, {"status": "unavailable"})
+            return _not_ready(request, {"status": "unavailable"})
         if self._store.reasons():
-            return _response(503, {"status": "unavailable"})
+            return _not_ready(request, {"status": "unavailable"})
         return _response(200, {"status": "ok"})
 
     async def _get_live(self, request: Request) -> Response:
@@ -90,7 +92,7 @@ class Health:
 
     async def _get_ready(self, request: Request) -> Response:
         if problems := await self.problems():
-            return _response(503, {"status": "not ready", "reasons": problems})
+            return _not_ready(request, {"status": "not ready", "reasons": problems})
         return _response(200, {"status": "ready"})
 
     @contextmanager
@@ -128,6 +130,10 @@ def _schema_revision() -> Query[str | None]:
     return rows[0][0] if rows else None
 
 
-def _response(status: int, members: dict[str, Any]) -> Response:
-    headers = _RETRY_AFTER if status == 503 else None
+def _not_ready(request: Request, members: dict[str, Any]) -> Response:
+    trace_of(request.scope).code = ErrorCode.NOT_READY
+    return _response(503, members, _RETRY_AFTER)
+
+
+def _response(status: int, members: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
     return Response(orjson.dumps(members), status, headers, media_type="application/json")

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Scope
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import FieldError, NotAuthenticated, TooManyRequests
 from ccp.schemas import json_input
 from ccp.server.access.authorization_server import AuthorizationServer, InvalidScope
@@ -45,6 +46,7 @@ class _TokenError(Exception):
     def __init__(self, status: int, error: str, description: str) -> None:
         super().__init__(description)
         self.status, self.error, self.description = status, error, description
+        self.code = ErrorCode.TOKEN_REQUEST_INVALID if status == 400 else ErrorCode.CLIENT_CREDENTIALS_INVALID
 
 
 def routes(authority: AuthorizationServer, context: RequestContext, *, issuer: str, bind: bool) -> list[Route]:
@@ -98,6 +100,8 @@ def routes(authority: AuthorizationServer, context: RequestContext, *, issuer: s
             trace.failure = exc
             return _error_response(_TokenError(400, "invalid_scope", str(exc)))
         except _TokenError as exc:
+            if trace.failure is None:
+                trace.code = exc.code
             return _error_response(exc)
         granted = {
             "access_token": grant.access_token,

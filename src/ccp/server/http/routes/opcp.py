@@ -25,6 +25,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import FieldError, NotFound
 from ccp.ids import EMAID, Fingerprint
 from ccp.schemas.common import PLACEHOLDER_EMAID, Boolean, EMAIDField, JSONObject, PCIDField, encode_base64
@@ -88,7 +89,9 @@ class RootReferences:
             return reference
         root = self._catalogue.of(self._pool.anchors).by_id(reference)
         if root is None:
-            raise NotFound("No root of this pool has the id in cpsV2GRootCertificateFingerprint.")
+            raise NotFound(
+                "No root of this pool has the id in cpsV2GRootCertificateFingerprint.", code=ErrorCode.ROOT_NOT_FOUND
+            )
         return Fingerprint(root.certificate.fingerprint)
 
 
@@ -137,7 +140,7 @@ class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
         try:
             return self._roots.fingerprint(body.cpsV2GRootCertificateFingerprint)
         except NotFound as exc:
-            raise FieldError(*exc.messages) from exc
+            raise FieldError(*exc.messages, code=exc.code) from exc
 
     def _metadata_of(self, body: SignedContractData) -> str | None:
         assert isinstance(body, OPCPSignedContractDataRequest), "the publication model"
@@ -198,7 +201,7 @@ def router(pool: Pool, context: RequestContext, settings: Settings, catalogue: C
         ranks = _ranks(found)
         matching = [contract for contract in found if wanted in (None, contract.root_fingerprint)]
         if not matching:
-            raise NotFound("No contract for the given PCID found.")
+            raise NotFound("No contract for the given PCID found.", code=ErrorCode.CONTRACT_NOT_FOUND)
         return FastJSONResponse(
             {"XMLContracts": [_xml_contract(contract, ranks[contract.emaid]) for contract in matching]}
         )

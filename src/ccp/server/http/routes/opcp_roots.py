@@ -12,6 +12,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import FieldError, NotFound
 from ccp.ids import Namespace
 from ccp.schemas.common import JSONObject, encode_base64
@@ -59,7 +60,7 @@ def router(pool: Pool, context: RequestContext, catalogue: CurrentRootCatalogue)
     def listed(target: Target) -> list[ListedRoot]:
         """Return the roots that have not expired. Raises NotFound for a request that is for another pool."""
         if target.pool is not pool:
-            raise NotFound("A request for roots is not passed on.")
+            raise NotFound("A request for roots is not passed on.", code=ErrorCode.POOL_NOT_FOUND)
         now = context.clock().replace(microsecond=0)
         return [root for root in catalogue.of(pool.anchors).roots if now <= root.certificate.not_after]
 
@@ -82,7 +83,7 @@ def router(pool: Pool, context: RequestContext, catalogue: CurrentRootCatalogue)
         for root in listed(target):
             if str(root.id) == root_id.lower():
                 return FastJSONResponse({"RootResponse": _root(root)})
-        raise NotFound(_UNKNOWN_ROOT)
+        raise NotFound(_UNKNOWN_ROOT, code=ErrorCode.ROOT_NOT_FOUND)
 
     @add(TRUST_LIST, PublicRootOperation.GET_TRUST_LIST, None)
     async def trust_list(target: Target = target_of(PublicRootOperation.GET_TRUST_LIST)) -> Response:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import MismatchError, NotFound
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace, ProviderId
 from ccp.server.domain.contracts import SignedContract
@@ -277,7 +278,8 @@ def _check_provisioning(provisioned_at: datetime, began: datetime, now: datetime
     if began <= provisioned_at < now + _SKEW:
         raise MismatchError(
             "The vehicle's provisioning certificate changed while the contract was being published; "
-            "sign the contract for the current certificate and publish it again."
+            "sign the contract for the current certificate and publish it again.",
+            code=ErrorCode.PROVISIONING_CERTIFICATE_CHANGED,
         )
 
 
@@ -297,7 +299,7 @@ def withdraw(emaid: EMAID, now: Now) -> Query[Removed]:
     """Remove a contract with all its variants. Raises NotFound."""
     claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
     if not claims:
-        raise NotFound("The contract for the given EMAID not found.")
+        raise NotFound("The contract for the given EMAID not found.", code=ErrorCode.CONTRACT_NOT_FOUND)
     pcid = PCID(claims[0][0])
     vehicle = yield from lock_vehicle(pcid, now)
     yield from remove(emaid, pcid, vehicle)
@@ -314,7 +316,7 @@ def set_default(emaid: EMAID, pcid: PCID, now: Now) -> Query[datetime | None]:
     """
     claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
     if not claims or claims[0][0] != pcid:
-        raise NotFound("The contract for the given EMAID and PCID not found.")
+        raise NotFound("The contract for the given EMAID and PCID not found.", code=ErrorCode.CONTRACT_NOT_FOUND)
     vehicle = yield from lock_vehicle(pcid, now)
     chosen = Default(emaid, emaid.provider, chosen=True)
     if vehicle.default == chosen:

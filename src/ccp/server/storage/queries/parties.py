@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import Conflict, NotFound
 from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.server.domain.parties import Party, PartyRole, find_by_name, fold_name, owned_ids
@@ -80,7 +81,7 @@ def get(client_id: str) -> Query[Party]:
     """The party with a client id. Raises NotFound."""
     party = yield from find(client_id)
     if party is None:
-        raise NotFound("There is no party with this client id.")
+        raise NotFound("There is no party with this client id.", code=ErrorCode.PARTY_NOT_FOUND)
     return party
 
 
@@ -88,7 +89,7 @@ def get_by_name(name_or_client_id: str) -> Query[Party]:
     """The party with a name or a client id. Raises NotFound."""
     party = find_by_name((yield from _find_similar(name_or_client_id)), name_or_client_id)
     if party is None:
-        raise NotFound(f"There is no party named {name_or_client_id}.")
+        raise NotFound(f"There is no party named {name_or_client_id}.", code=ErrorCode.PARTY_NOT_FOUND)
     return party
 
 

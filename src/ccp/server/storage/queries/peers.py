@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from ccp.error_codes import ErrorCode
 from ccp.errors import Conflict, NotFound
 from ccp.ids import Fingerprint, ProviderId
 from ccp.server.storage.engine.query import Query, Row
@@ -67,7 +68,7 @@ def get(party_id: str) -> Query[Peer]:
     """A peer. Raises NotFound."""
     rows = yield f"select {_COLUMNS} from peer where party_id = $1", (party_id,)  # noqa: S608  columns are ours
     if not rows:
-        raise NotFound(f"There is no peer {party_id}.")
+        raise NotFound(f"There is no peer {party_id}.", code=ErrorCode.POOL_NOT_FOUND)
     codec = yield from secret_codec()
     return _peer(rows[0], codec)
 
