@@ -39,6 +39,12 @@ def test_log_event_table_names_each_of_them_and_no_other() -> None:
     assert listed == set(logged()) | {"background task failed"}
 
 
+def test_log_event_table_says_what_to_do_about_each() -> None:
+    rows = table(section("The log"))
+    assert {len(row) for row in rows} == {4}
+    assert [row[0] for row in rows[1:] if len(row[3].split()) < 4] == []
+
+
 def test_settings_table_says_each_default() -> None:
     shown: dict[str, str] = {}
     for row in table((DOCS / "settings.md").read_text("utf-8")):

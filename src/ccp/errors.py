@@ -22,6 +22,7 @@
     ├── LimitExceeded             a storage limit is reached
     ├── TooManyRequests           a rate limit is exceeded
     ├── Unavailable               temporary failure; nothing has changed
+    │   └── DatabaseUnavailable   … because the database does not answer or cannot write
     ├── UpstreamError             an external service refused or failed; nothing was changed
     └── ConfigurationError        the operator has to change something
 
@@ -249,6 +250,12 @@ class Unavailable(CCPError):
     def __init__(self, *messages: str, retry_after: int | None = None, code: ErrorCode | None = None) -> None:
         super().__init__(*messages, code=code)
         self.retry_after = retry_after
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database does not answer, or cannot write."""
+
+    outcome = "database_unavailable"
 
 
 class UpstreamError(CCPError):

@@ -1,5 +1,8 @@
 """Log events: one per line on standard error, as JSON or as readable text, with long ids shortened to their owner.
 
+In the journal of systemd each line begins with its priority, `<N>` (sd-daemon(3)), which the journal removes. Readable
+text there has no time, because the journal has its own; a JSON object keeps its time for programs that read it alone.
+
 Invisible characters are escaped in both formats, and credentials in URLs are hidden.
 
 Lines of one iteration of the event loop are written together, because under load the write is most of a line's cost.
@@ -11,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import os
 import re
 import sys
 import threading
@@ -86,11 +90,16 @@ class LineWriter:
 def configure(config: Settings) -> None:
     """Configure structlog for this process."""
     lines = LineWriter(sys.stderr)
-    readable = config.log_format == "console"
+    readable, journal = config.log_format == "console", is_journal(sys.stderr)
     console = structlog.dev.ConsoleRenderer(colors=readable and sys.stderr.isatty())
     set_level(config)
     structlog.configure(
-        processors=[_completed, partial(_as_text, console) if readable else _as_json],
+        processors=[
+            _completed,
+            *((_without_time,) if readable and journal else ()),
+            partial(_as_text, console) if readable else _as_json,
+            *((_prioritised,) if journal else ()),
+        ],
         wrapper_class=_Logger,
         logger_factory=lambda *args: lines,
         cache_logger_on_first_use=True,
@@ -104,6 +113,30 @@ class _Logger(structlog.make_filtering_bound_logger(logging.INFO)):  # type: ign
 def set_level(config: Settings) -> None:
     """Log events from `log_level` on, also in loggers that were used before."""
     _Logger.__bases__ = (structlog.make_filtering_bound_logger(getattr(logging, config.log_level.upper())),)
+
+
+def is_journal(file: TextIO) -> bool:
+    """Whether a file is the connection to the journal that systemd names in JOURNAL_STREAM (systemd.exec(5))."""
+    try:
+        status = os.fstat(file.fileno())
+    except (OSError, ValueError):  # Not a file of the system.
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+_PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""RFC 5424 clause 6.2.1."""
+
+
+def _prioritised(logger: Any, level: str, line: str) -> str:
+    """Begin every line of an event, as of a traceback, with its priority: the journal stores lines."""
+    prefix = f"<{_PRIORITIES.get(level, 6)}>"
+    return prefix + line.replace("\n", f"\n{prefix}")
+
+
+def _without_time(logger: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    del event["timestamp"]
+    return event
 
 
 def _completed(logger: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

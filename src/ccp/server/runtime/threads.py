@@ -116,18 +116,21 @@ class JobThread:
         not_started: str,
         unconfirmed: str,
         expired: Callable[[], None] = lambda: None,
+        unavailable: type[Unavailable] = Unavailable,
     ) -> None:
         """name: for readiness and the log. serve: runs in the thread; it opens its resources, calls `ready`, and takes
         jobs until `take` returns none. An exception ends the run and fails the jobs that it took.
 
         not_started, unconfirmed: error sentences for jobs that were not begun, and for those with an unknown outcome.
-        expired: called when a running job exceeds its time limit.
+        expired: called when a running job exceeds its time limit. unavailable: the class of the error that `run`
+        raises for them.
         """
         self._name = name
         self._serve = serve
         self._not_started = not_started
         self._unconfirmed = unconfirmed
         self._expired = expired
+        self._unavailable = unavailable
         self._thread: threading.Thread | None = None
         self._inbox: Inbox | None = None
         self._first: asyncio.Future[None] | None = None
@@ -148,7 +151,7 @@ class JobThread:
         """
         inbox = self._inbox
         if inbox is None or not inbox.accepts or self._problem() is not None:
-            raise Unavailable(self._not_started)
+            raise self._unavailable(self._not_started)
         loop = asyncio.get_running_loop()
         job = Job(work, loop.create_future(), time_limit)
         inbox.queue.put(job)
@@ -252,7 +255,7 @@ class JobThread:
                 if (job := inbox.queue.get_nowait()) is not None:
                     jobs.append(job)
         for job in jobs:
-            unavailable = Unavailable(self._not_started if job.claim() else self._unconfirmed)
+            unavailable = self._unavailable(self._not_started if job.claim() else self._unconfirmed)
             unavailable.__cause__ = error
             if not job.result.done():
                 job.result.set_exception(unavailable)
@@ -261,7 +264,7 @@ class JobThread:
         if job.result.done():
             return
         started = not job.claim()
-        job.result.set_exception(Unavailable(self._unconfirmed if started else self._not_started))
+        job.result.set_exception(self._unavailable(self._unconfirmed if started else self._not_started))
         if started:
             self._expired()
 

@@ -83,17 +83,17 @@ def test_vehicle_gets_its_message_while_the_database_fails(failing: Pool, dialec
     assert int(refused.headers["Retry-After"]) >= 1
 
 
-def test_temporary_failure_is_counted_and_logged_as_unavailable(failing: Pool, log: list[CapturedCall]) -> None:
+def test_temporary_failure_is_counted_and_logged_with_its_own_outcome(failing: Pool, log: list[CapturedCall]) -> None:
     def counted() -> float:
         lines = failing.http.get("/metrics").text.splitlines()
-        wanted = [line for line in lines if 'outcome="unavailable"' in line and 'status="200"' in line]
+        wanted = [line for line in lines if 'outcome="database_unavailable"' in line and 'status="200"' in line]
         return sum(float(line.rsplit(" ", 1)[1]) for line in wanted if "_total" in line)
 
     before, car = counted(), failing.car()
     named = ask(failing, "opnc", car).headers["X-Trace-Id"]
     assert counted() == before + 1
     (line,) = [entry.kwargs for entry in log if entry.kwargs.get("trace_id") == named]
-    assert (line["outcome"], line["status"], line["reason"]) == ("unavailable", 200, SILENT)
+    assert (line["outcome"], line["status"], line["reason"]) == ("database_unavailable", 200, SILENT)
 
 
 def test_message_that_cannot_be_read_is_400_whatever_else_fails(failing: Pool) -> None:

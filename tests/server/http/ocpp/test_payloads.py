@@ -414,7 +414,7 @@ def test_payload_gets_a_temporary_failure_as_an_answer_for_the_car(
     assert body["statusInfo"]["additionalInfo"] == "temporary: The database does not answer now; try again."
     assert message_of(body, car).response_code == "FAILED"
     (line,) = [entry.kwargs for entry in log if entry.kwargs.get("trace_id") == answer.headers["X-Trace-Id"]]
-    assert line["outcome"] == "unavailable"
+    assert line["outcome"] == "database_unavailable"
 
 
 def test_car_has_its_answer_in_time(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
@@ -55,6 +56,8 @@ _DIALECTS: Final = {
     "ocpp": _OCPP_SEGMENTS,
     ".well-known": _EST_SEGMENTS,
 }
+_KNOWN_SEGMENTS: Final = frozenset().union(*_DIALECTS.values())
+"""In lower case. Some are as long as an id."""
 # Responses are data: browsers must not cache, sniff, frame or execute them.
 _HEADERS: Final = [
     (b"x-content-type-options", b"nosniff"),
@@ -162,9 +165,12 @@ class TraceMiddleware:
     def _log_outcome(
         self, scope: Scope, trace: Trace, status: int, duration: float, crash: BaseException | None
     ) -> None:
-        outcome, code = _outcome(trace, status), trace.code_of(status)
+        outcome = "crashed" if crash is not None else _outcome(trace, status)
+        code = trace.code_of(status)
         self._metrics.request(trace.operation, status, outcome, duration)
-        if crash is None and not _log.is_enabled_for(logging.INFO):
+        # Probes come every few seconds. Those that fail are logged as all requests are.
+        quiet = status < 400 and (scope["path"] == "/metrics" or scope["path"].startswith("/health"))
+        if crash is None and not _log.is_enabled_for(logging.DEBUG if quiet else logging.INFO):
             return
         event: dict[str, Any] = {
             "trace_id": trace.id,
@@ -178,6 +184,8 @@ class TraceMiddleware:
             **({} if code is None else {"code": code.value}),
             "ms": round(duration * 1000, 2),
         }
+        if status == 404:
+            event |= {"path": self._shown_path(scope), "address": trace.address}
         if crash is not None:
             _log.error("request handled", **event, exc_info=crash)
         elif trace.failure is not None:
@@ -185,8 +193,19 @@ class TraceMiddleware:
             # Only the type of the cause: a validator's message quotes the body.
             details = {"reason": str(trace.failure), "cause": type(cause).__name__ if cause else None}
             _log.info("request handled", **event, **details)
+        elif quiet:
+            _log.debug("request handled", **event)
         else:
             _log.info("request handled", **event)
+
+    def _shown_path(self, scope: Scope) -> str:
+        """The path of a request for the log: cut off, with ids as the settings want them, never with a query."""
+        path = str(scope["path"]).partition("?")[0][: 4 * _SHOWN_PATH]  # An encoded "?" may begin a query with secrets.
+        shown = []
+        for known, segments in groupby(path.split("/"), lambda segment: segment.lower() in _KNOWN_SEGMENTS):
+            text = "/".join(segments)
+            shown.append(text if known else self._pseudonyms.pseudonymise_text(text) or "")
+        return "/".join(shown)[:_SHOWN_PATH]
 
     def _ids(self, trace: Trace) -> dict[str, str]:
         named = {"emaid": self._pseudonyms.pseudonymise(trace.emaid), "pcid": self._pseudonyms.pseudonymise(trace.pcid)}
@@ -203,6 +222,7 @@ def _trace_ids() -> Iterator[str]:
             yield f"{one[:8]}-{one[8:12]}-4{one[13:16]}-{variant}{one[17:20]}-{one[20:]}"
 
 
+_SHOWN_PATH: Final = 200  # Characters.
 _DENIED: Final = frozenset({401, 403, 429})
 _CLAIM_LENGTH: Final = 64
 
@@ -245,7 +265,7 @@ def _denial(trace: Trace, status: int, pseudonyms: Pseudonyms) -> Entry:
 def _outcome(trace: Trace, status: int) -> str:
     if trace.failure is not None:
         return trace.failure.outcome
-    return "ok" if status < 400 else "refused" if status < 500 else "crashed"
+    return "ok" if status < 400 else "refused" if status < 500 else "unavailable" if status == 503 else "crashed"
 
 
 def _read_path(method: str, path: str, raw: bytes) -> tuple[str, EMAID | None, PCID | None]:

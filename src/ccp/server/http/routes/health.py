@@ -27,7 +27,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ccp.error_codes import ErrorCode
-from ccp.errors import Unavailable
+from ccp.errors import DatabaseUnavailable, Unavailable
 from ccp.server.http.middleware.tracing import trace_of
 from ccp.server.storage import Store
 from ccp.server.storage.engine import schema_version
@@ -35,6 +35,7 @@ from ccp.server.storage.engine.query import Query
 
 _log = structlog.get_logger("ccp.health")
 
+_SILENT: Final = "The database does not answer."
 _RETRY_AFTER: Final = {"Retry-After": "2"}
 
 
@@ -72,18 +73,20 @@ class Health:
             if not schema_version.is_enough(await self._store.read(_schema_revision())):
                 found.append("The database schema is older than this release needs.")
         except Unavailable:
-            found.append("The database does not answer.")
+            found.append(_SILENT)
         found += self._store.reasons()
         for check in self._checks:
             found += check()
         return found
 
     async def _get_health(self, request: Request) -> Response:
+        reasons = self._store.reasons()
         try:
             await self._store.read(_schema_revision())
         except Unavailable:
-            return _not_ready(request, {"status": "unavailable"})
-        if self._store.reasons():
+            reasons = [_SILENT, *reasons]
+        if reasons:
+            trace_of(request.scope).failure = DatabaseUnavailable(*reasons)
             return _not_ready(request, {"status": "unavailable"})
         return _response(200, {"status": "ok"})
 
@@ -92,6 +95,9 @@ class Health:
 
     async def _get_ready(self, request: Request) -> Response:
         if problems := await self.problems():
+            # For the log: why a probe failed.
+            kind = DatabaseUnavailable if _SILENT in problems else Unavailable
+            trace_of(request.scope).failure = kind(*problems)
             return _not_ready(request, {"status": "not ready", "reasons": problems})
         return _response(200, {"status": "ready"})
 

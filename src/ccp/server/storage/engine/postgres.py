@@ -22,7 +22,7 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
-from ccp.errors import ConfigurationError, Unavailable
+from ccp.errors import ConfigurationError, DatabaseUnavailable, Unavailable
 from ccp.server.storage.engine import (
     postgres_commands,
     postgres_pooler,
@@ -293,7 +293,7 @@ class PostgresStore:
             connection, fresh = await self._take(write.deadline, NOT_WRITTEN)
             if write.late:  # Its deadline has passed, so nothing would cut the connection.
                 self._pool.give_back(connection, answered=False)
-                raise Unavailable(NOT_WRITTEN)
+                raise DatabaseUnavailable(NOT_WRITTEN)
             write.connection = connection
             begun, answered = False, True
             try:
@@ -373,10 +373,10 @@ async def _commit(connection: Connection) -> None:
         # A server that shuts down while it waits for a standby has committed nevertheless.
         raise UnconfirmedCommit from exc
     if status != "COMMIT":
-        raise Unavailable(NOT_WRITTEN)
+        raise DatabaseUnavailable(NOT_WRITTEN)
     # If an operator cancels the wait for a standby, the server reports success with a warning.
     if connection.warning is not None:
-        raise UnconfirmedCommit from Unavailable(connection.warning)
+        raise UnconfirmedCommit from DatabaseUnavailable(connection.warning)
 
 
 async def _rollback(connection: Connection, exc: BaseException, lost: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Final
 
 import asyncpg
 
-from ccp.errors import CCPError, FieldError, Unavailable
+from ccp.errors import CCPError, DatabaseUnavailable, FieldError
 from ccp.server.storage.engine import postgres_pooler
 from ccp.server.storage.engine.postgres_hosts import Connection
 from ccp.server.storage.engine.postgres_pool import LOST
@@ -55,13 +55,13 @@ def translate(exc: BaseException, sentence: str, *, lost: bool) -> BaseException
     """
     translated: CCPError
     if isinstance(exc, UnconfirmedCommit):
-        translated = Unavailable(NOT_CONFIRMED)
+        translated = DatabaseUnavailable(NOT_CONFIRMED)
         translated.__cause__ = exc.__cause__
         return translated
     if isinstance(exc, asyncpg.CharacterNotInRepertoireError):
         translated = FieldError("A text contains a character that cannot be stored (U+0000).")
     elif isinstance(exc, OUTAGES) or (lost and isinstance(exc, asyncpg.InterfaceError | asyncpg.PostgresError)):
-        translated = Unavailable(sentence)
+        translated = DatabaseUnavailable(sentence)
     else:
         return exc
     translated.__cause__ = exc

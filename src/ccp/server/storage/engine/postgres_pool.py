@@ -24,7 +24,7 @@ from weakref import WeakSet
 import asyncpg
 import structlog
 
-from ccp.errors import Unavailable
+from ccp.errors import DatabaseUnavailable
 from ccp.server.storage.engine.postgres_hosts import Connection, Hosts
 from ccp.server.storage.engine.time_limits import REQUESTS, TimeLimits
 
@@ -72,7 +72,7 @@ async def acquire(semaphore: asyncio.Semaphore, deadline: float, sentence: str) 
             async with asyncio.timeout_at(deadline):
                 await semaphore.acquire()
         except TimeoutError as exc:
-            raise Unavailable(sentence) from exc
+            raise DatabaseUnavailable(sentence) from exc
     else:
         await semaphore.acquire()
 
@@ -125,7 +125,7 @@ class ConnectionPool:
     def refuse_while_silent(self, sentence: str) -> None:
         """Raise Unavailable while the circuit is open."""
         if self.silent:
-            raise Unavailable(sentence)
+            raise DatabaseUnavailable(sentence)
 
     async def take(self, deadline: float, sentence: str) -> tuple[Connection, bool]:
         """Take a connection for exclusive use. Returns it, and whether it is new. deadline: in the loop's time.

@@ -21,7 +21,7 @@ from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 
-from ccp.errors import Unavailable
+from ccp.errors import DatabaseUnavailable
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -30,7 +30,7 @@ Statement: TypeAlias = tuple[str, Row]
 Query: TypeAlias = Generator[Statement, list[Row], T]
 
 
-class SerializationConflict(Unavailable):
+class SerializationConflict(DatabaseUnavailable):
     """Another transaction changed rows between a first look and the locks. An engine retries a `retryable` write."""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from typing import Any, Final, TypeAlias
 
-from ccp.errors import Unavailable
+from ccp.errors import DatabaseUnavailable
 from ccp.server.storage.engine.query import Query, Row, T
 from ccp.server.storage.engine.time_limits import NOT_READ, READ_TIMEOUT
 
@@ -85,7 +85,7 @@ class QueryBatcher:
         now = loop.time()
         for result, deadline in self._deadlines.items():
             if deadline <= now and not result.done():
-                result.set_exception(Unavailable(NOT_READ))
+                result.set_exception(DatabaseUnavailable(NOT_READ))
         following = min((deadline for deadline in self._deadlines.values() if deadline > now), default=None)
         self._expiry = None if following is None else loop.call_at(following, self._expire)
 

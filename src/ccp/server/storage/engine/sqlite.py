@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from ccp.errors import ConfigurationError, Unavailable
+from ccp.errors import ConfigurationError, DatabaseUnavailable, Unavailable
 from ccp.server.runtime.threads import Inbox, Job, JobThread, Outcome
 from ccp.server.storage.engine import schema, sqlite_writer, stored_secrets
 from ccp.server.storage.engine.query import MarkedQuery, Query, T
@@ -54,6 +54,7 @@ class SQLiteStore:
                 sqlite_writer.serve(self._path, self._limits.write / 2, self._codec),
                 not_started=NOT_WRITTEN,
                 unconfirmed=NOT_CONFIRMED,
+                unavailable=DatabaseUnavailable,
             )
             self._long_reader = JobThread(
                 "database reader",
@@ -61,6 +62,7 @@ class SQLiteStore:
                 not_started=NOT_READ,
                 unconfirmed=NOT_READ,
                 expired=self._interrupt_long,
+                unavailable=DatabaseUnavailable,
             )
             self._read(stored_secrets.state())  # Raises ConfigurationError without the keys.
             await self._writer.start()
@@ -146,7 +148,7 @@ class SQLiteStore:
         except sqlite3.Error as exc:
             if not is_outage(exc):
                 raise  # A defect.
-            raise Unavailable(NOT_READ) from exc
+            raise DatabaseUnavailable(NOT_READ) from exc
 
     async def write(self, change: Query[T]) -> T:
         """Run a write, see `ccp.server.storage.Store`."""
@@ -195,6 +197,6 @@ def _run_job(connection: sqlite3.Connection, job: Job, codec: SecretCodec) -> Ou
     except Exception as exc:
         if not is_outage(exc):
             return job, None, exc
-        unavailable = Unavailable(NOT_READ)
+        unavailable = DatabaseUnavailable(NOT_READ)
         unavailable.__cause__ = exc
         return job, None, unavailable

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from ccp.errors import CCPError, Unavailable
+from ccp.errors import CCPError, DatabaseUnavailable
 from ccp.server.runtime.threads import Inbox, Job, Outcome
 from ccp.server.storage.engine.secret_codec import SecretCodec
 from ccp.server.storage.engine.sqlite_connection import connected, is_outage, run
@@ -92,7 +92,7 @@ def _failed(group: Sequence[Job], exc: BaseException, *, committing: bool) -> li
     """Outcomes of a group that failed: nothing of it is in the database, as far as is known."""
     # After an I/O error during a commit it is unknown whether the last block reached the disk.
     unknown = committing and (not isinstance(exc, sqlite3.Error) or _code(exc) == sqlite3.SQLITE_IOERR)
-    failure = Unavailable(NOT_CONFIRMED if unknown else NOT_WRITTEN)
+    failure = DatabaseUnavailable(NOT_CONFIRMED if unknown else NOT_WRITTEN)
     failure.__cause__ = exc
     for job in group:
         job.claim()
@@ -108,6 +108,6 @@ def _error_of(exc: Exception) -> Exception:
     """Translate an outage to Unavailable; return domain errors and defects unchanged."""
     if isinstance(exc, CCPError) or not is_outage(exc):
         return exc
-    unavailable = Unavailable(NOT_WRITTEN)
+    unavailable = DatabaseUnavailable(NOT_WRITTEN)
     unavailable.__cause__ = exc
     return unavailable

@@ -15,7 +15,7 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
-from ccp.errors import CCPError, Unavailable
+from ccp.errors import CCPError, DatabaseUnavailable, Unavailable
 from ccp.server.storage.engine import time_limits
 from ccp.server.storage.engine.postgres_hosts import Connection
 from ccp.server.storage.engine.postgres_pool import Expiry
@@ -59,7 +59,7 @@ class Write:
     def fail(self, sentence: str) -> None:
         """Raise Unavailable in the caller, before the write has ended."""
         if not self.outcome.done():
-            self.outcome.set_exception(Unavailable(sentence))
+            self.outcome.set_exception(DatabaseUnavailable(sentence))
 
     def ended(self, task: asyncio.Task[Any]) -> None:
         """Pass the result of the finished task to the caller."""
@@ -104,7 +104,7 @@ class StandbyWatch:
     def refuse_while_waiting(self) -> None:
         """Raise Unavailable while a commit is held."""
         if self._held:
-            raise Unavailable(NOT_WRITTEN)
+            raise DatabaseUnavailable(NOT_WRITTEN)
 
     async def explain(self, failure: Unavailable) -> Unavailable:
         """The error of a write that failed. A held commit keeps its locks, of a vehicle for instance, so writes of this
@@ -115,7 +115,7 @@ class StandbyWatch:
             isinstance(cause, asyncpg.LockNotAvailableError) and (self._held or await self._standby_is_waited_for())
         ):
             return failure
-        explained = Unavailable(NOT_WRITTEN)
+        explained = DatabaseUnavailable(NOT_WRITTEN)
         explained.__cause__ = cause
         return explained
 
