@@ -52,6 +52,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "verify": Entry(
         "verify", "Verify a CertificateInstallationRes or -Req and report every check. Exit status 0 or 1."
     ),
+    "expiry": Entry("expiry", "Count the contracts that end soon, by provider."),
     "purge": Entry(
         "purge", "Remove contracts that have expired or are revoked; car makers are notified as of any removal."
     ),

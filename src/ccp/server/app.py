@@ -58,12 +58,14 @@ from ccp.server.http.routes import metrics as metrics_route
 from ccp.server.http.routes.health import Health
 from ccp.server.http.tls import Loop as TLSLoop
 from ccp.server.http.tls import TLSFiles
+from ccp.server.http.worker_metrics import WorkerMetrics
 from ccp.server.metrics import Metrics
 from ccp.server.pool.enrolment import Enrolment
 from ccp.server.pool.event_sources import EventSources
 from ccp.server.pool.operations import Pool
 from ccp.server.pool.peer_registry import PeerRegistry
 from ccp.server.pool.peers import RegisteredPeers
+from ccp.server.pool.statistics import PoolStatistics
 from ccp.server.runtime import allocator
 from ccp.server.runtime.background import BackgroundTasks, PeriodicTask
 from ccp.server.runtime.clock import Clock, ClockGuard, utc_now
@@ -145,7 +147,7 @@ def build_services(
     trust = TrustStore(store)
     budget = LoopBudget()
     loop_lag = LoopLag(metrics.loop_probed)
-    outbound = OutboundClient(config.egress_allow_networks, budget=budget)
+    outbound = OutboundClient(config.egress_allow_networks, budget=budget, observe=metrics.service_request_ended)
     external = ExternalServices.from_settings(config, outbound)
     guard = ClockGuard(clock, store.time)
     revocation = RevocationService(store, outbound, config, clock, background=background, checked_now=guard.checked)
@@ -269,6 +271,19 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
     )
 
     pseudonyms, refusals = Pseudonyms(config), AccessDenialRecorder(store)
+    statistics = PoolStatistics(store, services.revocation.rules, guard.checked, config.statistics_interval)
+    worker_metrics = WorkerMetrics(
+        metrics,
+        store,
+        trust,
+        statistics,
+        {
+            "delivery_notices": lambda: services.notifier.queued,
+            "event_deliveries": lambda: dispatcher.queued,
+            "evidence_fetches": lambda: services.revocation.queued,
+            "refused_access": lambda: refusals.queued,
+        },
+    )
     health = Health(store, config.drain_period, trust.reasons, background.reasons, guard.reasons)
 
     def reload_tls(changed: Settings) -> None:
@@ -289,6 +304,8 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         refresher.supervise(background)
         background.add(guard.watch_task())
         background.add(services.loop_lag.probe_task())
+        background.add(worker_metrics.task())
+        background.add(statistics.task())
         background.add(services.peers.closing_expired())
         background.add(services.peers.negatives.write_task())
         background.add(connections.reaper())
@@ -357,7 +374,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         pcp_webhook.pcp_route(context, pool, config.pcp_webhook_secret),
         subscribed_events.route(context, pool, sources, services.peers.negatives.forget, root_sync.request),
         *events.router(webhooks, context, events.OPNC).routes,
-        *admin.router(PartyRegistry(store), context).routes,
+        *admin.router(PartyRegistry(store), statistics, context).routes,
         *admin_peers.router(PeerRegistry(store), context).routes,
         *est.routes(enrolment, context),
         *health.routes(),

@@ -12,8 +12,15 @@ import httpx
 import pytest
 
 from ccp.server.domain.parties import PartyRole
+from ccp.server.domain.statistics import (
+    ContractStatistics,
+    EvidenceStatistics,
+    ExpiryForecast,
+    WebhookBacklog,
+    WebhookStatistics,
+)
 from ccp.server.events import dispatcher
-from ccp.server.metrics import Metrics
+from ccp.server.metrics import Metrics, snapshot
 from ccp.server.storage.queries import peers, webhooks
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.pki import PKI
@@ -60,7 +67,9 @@ def test_metrics_through_a_proxy_need_an_admin_token(pkis: dict[str, PKI], heade
     with start(pkis, ADMIN) as pool:
         assert sentences(pool.http.get("/metrics", headers=header), 401) == ["A bearer token is needed."]
         cpo = {"Authorization": f"Bearer {pool.token('cpo')}"}
-        assert sentences(pool.http.get("/metrics", headers=header | cpo), 403) == ["GetMetrics is for the role admin."]
+        assert sentences(pool.http.get("/metrics", headers=header | cpo), 403) == [
+            "GetMetrics is for the role admin, metrics."
+        ]
         watcher = {"Authorization": f"Bearer {pool.token('watcher')}"}
         assert pool.http.get("/metrics", headers=header | watcher).status_code == 200
 
@@ -113,7 +122,10 @@ def test_requests_are_counted_by_operation_status_and_outcome_and_name_nobody(pk
         assert str(secret) not in text
     assert "_created" not in text
     names = {label for _, labels in found for label, _ in labels}
-    assert names <= {"operation", "status", "outcome", "limit", "peer", "problem", "task", "le", "class"}
+    counted = {"operation", "status", "outcome", "limit", "peer", "task", "le", "class", "service", "queue", "state"}
+    counted.add("problem")
+    facts = {"version", "schema_revision", "python_version", "role", "fingerprint", "kind", "provider", "days"}
+    assert names <= counted | facts | {"webhook", "party"}
 
 
 def test_metrics_count_refusals_by_limit(pkis: dict[str, PKI]) -> None:
@@ -201,6 +213,16 @@ def test_operations_page_lists_all_metrics() -> None:
     metrics.requests_admitted("any", 1, 2, 3.0)
     metrics.events_pending(1, 2, 3, 4.0)
     metrics.task_failed("any")
+    metrics.service_request_ended("any", "ok", 0.1)
+    metrics.database_sampled(1, 2, 3)
+    metrics.queue_sampled("any", 1)
+    metrics.tls_certificate_used("cert.pem", 1.0)
+    metrics.add_source(lambda: snapshot.build_info("1.0", "0001"))
+    metrics.add_source(lambda: snapshot.anchors([snapshot.AnchorExpiry("v2g", "ab", 1.0)]))
+    evidence = {"ocsp": EvidenceStatistics(1, 2, AT)}
+    contracts = ContractStatistics(AT, 0.5, {"valid": 1}, {"chosen": 1}, evidence, ExpiryForecast.of(AT, (7,), {}))
+    backlog = WebhookStatistics(AT, 0.1, (WebhookBacklog("id", "party", 2, 1, AT),))
+    metrics.add_source(lambda: snapshot.statistics(contracts, backlog))
     there = {re.sub("_(bucket|count|sum)$", "", name) for name, _ in parse_metrics(metrics.render("")[0].decode())}
     assert named == there
 

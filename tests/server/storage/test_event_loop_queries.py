@@ -30,6 +30,7 @@ from ccp.server.storage.queries import (
     purging,
     revocation,
     secrets,
+    statistics,
     status_addresses,
     subscribers,
     vehicles,
@@ -100,6 +101,15 @@ QUERIES: dict[str, Any] = {
     "queries.expired": LONG,
     "contract_portions.revoked": LONG,
     "queries.idle_vehicles": LONG,
+    "queries.load_all": SMALL,
+    "queries.expiry_forecast": LONG,
+    "queries.unexpired_contracts": LONG,
+    "queries.all_contracts": LONG,
+    "queries.revoked_contracts": LONG,
+    "queries.contracts_without_evidence": LONG,
+    "queries.vehicles_by_state": LONG,
+    "queries.evidence_counts": LONG,
+    "queries.longest_backlogs": LONG,
 }
 LONG_ONES = (
     deliveries.backlog(),
@@ -116,6 +126,14 @@ LONG_ONES = (
     status_addresses.list_watched_samples(2),
     webhook_health.list_troubled(AT, 2),
     audit.search(audit.Filter(ids=(E,)), 100),
+    statistics.expiry_forecast(AT, (7,)),
+    statistics.unexpired_contracts(AT),
+    statistics.all_contracts(),
+    statistics.revoked_contracts(AT),
+    statistics.contracts_without_evidence(RevocationPolicy(), AT),
+    statistics.vehicles_by_state(),
+    statistics.evidence_counts(AT),
+    statistics.longest_backlogs(),
 )
 LARGE = (
     "contract", "vehicle", "emaid_claim", "evidence", "watched_certificate", "outbox", "delivery", "audit", "party",

@@ -190,6 +190,7 @@ class TrustedIssuer:
             headers={"Accept": "application/jwk-set+json, application/json"},
             timeout=_TIMEOUT,
             max_bytes=_MAX_BYTES,
+            service="issuer",
         )
         if response.status != 200:
             raise ValueError(f"status {response.status}")

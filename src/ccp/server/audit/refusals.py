@@ -64,6 +64,11 @@ class AccessDenialRecorder:
         self._window = _Window(0.0)
         self._task: Supervised | None = None
 
+    @property
+    def queued(self) -> int:
+        """The number of entries that are not written yet."""
+        return len(self._waiting)
+
     def record(self, entry: Entry) -> None:
         """Queue an entry without waiting. Its subject may have the members operation and address."""
         self._roll_window()

@@ -47,6 +47,7 @@ class AdminOperation(StrEnum):
     ENABLE_PEER = "EnablePeer"
     ROTATE_PEER_SECRET = "RotatePeerSecret"  # noqa: S105  a name, not a secret
     GET_ROLES = "GetRoles"
+    GET_EXPIRY = "GetExpiry"
 
 
 class OCPPOperation(StrEnum):
@@ -140,7 +141,7 @@ ADMIN_TABLE: Final[Mapping[AdminOperation, Mapping[PartyRole, Rule]]] = {
 """The table of the admin API."""
 
 MONITORING_TABLE: Final[Mapping[MonitoringOperation, Mapping[PartyRole, Rule]]] = {
-    MonitoringOperation.GET_METRICS: {PartyRole.ADMIN: _numbers}
+    MonitoringOperation.GET_METRICS: {PartyRole.ADMIN: _numbers, PartyRole.METRICS: _numbers}
 }
 """The table of monitoring operations."""
 
@@ -150,9 +151,10 @@ OCPP_TABLE: Final[Mapping[OCPPOperation, Mapping[PartyRole, Rule]]] = {
 """The table of the operations of OCPP. Pools forward requests in OPNC or OPCP."""
 
 PUBLIC_ROOT_TABLE: Final[Mapping[PublicRootOperation, Mapping[PartyRole, Rule]]] = {
-    operation: dict.fromkeys(PartyRole, _trusted_roots) for operation in PublicRootOperation
+    operation: {role: _trusted_roots for role in PartyRole if role is not PartyRole.METRICS}
+    for operation in PublicRootOperation
 }
-"""The table of operations for every party."""
+"""The table of operations for every party but a monitoring system."""
 
 SUBSCRIBING_ROLES: Final = (PartyRole.EMSP, PartyRole.OEM, PartyRole.CPO, PartyRole.CPS, PartyRole.CCP)
 """The roles that may subscribe to events: those of the OPNC authentication document, and other pools.

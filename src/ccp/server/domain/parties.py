@@ -31,6 +31,7 @@ class PartyRole(StrEnum):
     CPS = "cps"
     CCP = "ccp"
     ADMIN = "admin"
+    METRICS = "metrics"
 
 
 @dataclass(frozen=True, slots=True)

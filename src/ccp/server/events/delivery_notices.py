@@ -71,6 +71,11 @@ class BufferedNotifier:
         self._reported: dict[Undeliverable, None] = {}
         """What was written of late: a vehicle may ask again and again."""
 
+    @property
+    def queued(self) -> int:
+        """The number of events that are not written yet."""
+        return len(self._buffer) + len(self._undeliverable)
+
     def contracts_delivered(self, contracts: Iterable[SignedContract], now: datetime) -> None:
         """Buffer an event for each contract whose provider subscribed to it."""
         wanted = [c for c in contracts if self._subscribers.wants(EventKind.DELIVERED, c.emaid)]

@@ -118,7 +118,12 @@ class Dispatcher:
         self._max_reset_timeout = min(MAX_RESET_TIMEOUT, config.event_retry_delay)
         self._purge_interval = min(_PURGE_INTERVAL, config.event_max_age, config.event_retention or _PURGE_INTERVAL)
         # Each worker limits its own attempts. A common limit would let receivers that hang delay the others.
-        self._outbound = OutboundClient(config.egress_allow_networks, max_per_owner=None, budget=budget)
+        self._outbound = OutboundClient(
+            config.egress_allow_networks,
+            max_per_owner=None,
+            budget=budget,
+            observe=self._metrics.service_request_ended,
+        )
         self._sender = WebhookSender(store, self._outbound, clock, config.event_timeout)
         self._fan_out_size = _MAX_FAN_OUT
         self._workers: dict[str, WebhookWorker] = {}
@@ -140,6 +145,11 @@ class Dispatcher:
             wake_delay=_FAN_OUT_DELAY,
         )
         self._poll_task = self._background.add(task)
+
+    @property
+    def queued(self) -> int:
+        """The number of webhooks that wait until this worker has time for their deliveries."""
+        return self._queue.queued
 
     async def run_once(self) -> bool:
         """Fan out new events and wake the workers of webhooks with due deliveries. Returns whether there is more."""

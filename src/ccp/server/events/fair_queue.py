@@ -33,6 +33,11 @@ class FairQueue:
         self._schedule()
         return False
 
+    @property
+    def queued(self) -> int:
+        """The number of webhooks that wait."""
+        return len(self._waiting)
+
     def remove(self, webhook_id: str) -> None:
         """Remove a webhook that has no deliveries any more."""
         self._waiting.pop(webhook_id, None)

@@ -98,6 +98,7 @@ class WebhookSender:
                 timeout=round(timeout, 1) or timeout,
                 max_bytes=_MAX_RESPONSE_BYTES,
                 truncate=True,
+                service="webhook",
                 owner=webhook.client_id,
             )
         except OutboundError as exc:

@@ -274,6 +274,7 @@ class ClientCredentials(AccessTokens):
             timeout=_TIMEOUT,
             max_bytes=_MAX_BYTES,
             tls=self._tls,
+            service="token",
         )
 
 

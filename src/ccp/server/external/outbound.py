@@ -16,9 +16,10 @@ import asyncio
 import contextlib
 import ipaddress
 import ssl
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import SplitResult
 
 import httpcore
@@ -58,6 +59,21 @@ class OutboundError(Unavailable):
         self.host_failed = host_failed
 
 
+class CallObserver(Protocol):
+    """Called with the service, the outcome and the seconds of a request.
+
+    outcome: see `outcome_of`; `no_answer`; `not_called` if the server was not contacted; `abandoned` if the caller did
+    not wait.
+    """
+
+    def __call__(self, service: str, outcome: str, seconds: float, /) -> None: ...
+
+
+def outcome_of(status: int) -> str:
+    """The outcome of a request that was answered, by the status of the response."""
+    return "ok" if status < 400 else "client_error" if status < 500 else "server_error"
+
+
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
     """A response, whatever its status. headers: names in lower case; of repeated ones the last."""
@@ -84,13 +100,16 @@ class OutboundClient:
         *,
         max_per_owner: int | None = _MAX_PER_OWNER,
         budget: LoopBudget | None = None,
+        observe: CallObserver = lambda service, outcome, seconds: None,
     ) -> None:
         """allow: networks (CIDR) of private addresses that may be called even with `block_private`.
 
         max_per_owner: concurrent exchanges of one owner, so that hosts that hang delay their owner's other calls only;
-        None if callers limit themselves. budget: shared with other clients of the event loop.
+        None if callers limit themselves. budget: shared with other clients of the event loop. observe: called at the
+        end of each request that names its service.
         """
         allowed = tuple(ipaddress.ip_network(network) for network in allow)
+        self._observe = observe
         self._budget = budget or LoopBudget()
         self._slots = None if max_per_owner is None else KeyedSlots(max_per_owner)
         # Separate resolvers: names from certificates must not delay the resolution of the operator's own services.
@@ -140,6 +159,7 @@ class OutboundClient:
         owner: str = "",
         party: str = "",
         tls: ClientTLS = ClientTLS(),
+        service: str = "",
     ) -> HttpResponse:
         """Send a request and return the response, whatever its status. Redirects are not followed.
 
@@ -148,11 +168,41 @@ class OutboundClient:
         that need the status only. owner: the party or issuer that the URL belongs to; resolver limits and the limit of
         concurrent exchanges count per owner. party: the party that causes the request, if that is not the owner.
         tls: CAs and client certificate for a URL that the operator configured; an untrusted URL gets no certificate.
+        service: kind of the server, for metrics; one of a few constants.
         Raises OutboundError.
         """
+        began, outcome = time.monotonic(), "abandoned"
+        try:
+            response = await self._exchange(
+                method, url, block_private, headers, content, timeout, max_bytes, truncate, OutboundCall(owner, party),
+                tls,
+            )  # fmt: skip
+            outcome = outcome_of(response.status)
+        except OutboundError as exc:
+            outcome = "no_answer" if exc.host_failed else "not_called"
+            raise
+        finally:
+            if service:
+                self._observe(service, outcome, time.monotonic() - began)
+        return response
+
+    async def _exchange(
+        self,
+        method: str,
+        url: str,
+        block_private: bool,
+        headers: Mapping[str, str] | None,
+        content: bytes,
+        timeout: float,  # noqa: ASYNC109
+        max_bytes: int,
+        truncate: bool,
+        call: OutboundCall,
+        tls: ClientTLS,
+    ) -> HttpResponse:
+        """See `request`."""
+        owner = call.owner
         parts = _split(url)
         host = str(parts.hostname)
-        call = OutboundCall(owner, party)
         lazy = self._public_pool if block_private else self._configured_pool(tls)
         sent = {"Host": parts.netloc, "User-Agent": "opnc-ccp", "Accept-Encoding": "identity", **(headers or {})}
         if content or method in ("POST", "PUT"):

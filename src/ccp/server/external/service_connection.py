@@ -33,8 +33,10 @@ class ServiceConnection:
         service: ServiceSettings,
         name: str,
         clock: Callable[[], float] = time.monotonic,
+        prefix: str = "",
     ) -> None:
-        """name: the service in messages. clock: monotonic seconds."""
+        """name: the service in messages. clock: monotonic seconds. prefix: of its settings, for metrics."""
+        self._prefix = prefix
         self._outbound = outbound
         self.settings: Final = service
         self.name: Final = name
@@ -96,6 +98,7 @@ class ServiceConnection:
             timeout=timeout,
             max_bytes=max_bytes,
             tls=self.tls,
+            service=self._prefix,
         )
         return response if token is None else _without_token(response, token)
 

@@ -43,7 +43,7 @@ class ExternalServices:
             raise ConfigurationError("pki_dialect: OPCP describes no operation that revokes certificates.")
         check_files(config.services)
         connections = {
-            prefix: ServiceConnection(outbound, service, SERVICES[prefix])
+            prefix: ServiceConnection(outbound, service, SERVICES[prefix], prefix=prefix)
             for prefix, service in config.services.items()
         }
         rcp, pcp, pki, est = (connections.get(prefix) for prefix in ("rcp", "pcp", "pki", "est"))

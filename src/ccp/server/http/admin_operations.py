@@ -49,7 +49,7 @@ def describe(
     failures = [401, 403, 500, 503]
     failures += [412] if one and method != "GET" else []
     failures += [404] if one else []
-    failures += [] if operation is AdminOperation.GET_ROLES else [400]
+    failures += [] if operation in (AdminOperation.GET_ROLES, AdminOperation.GET_EXPIRY) else [400]
     failures += [413, 415] if body else []
     tag = {"ETag": {"description": f"Entity tag of the {tagged} as GET shows it.", "schema": {"type": "string"}}}
     return api.api_route(

@@ -60,6 +60,7 @@ _SCOPES: Final = {
     PartyRole.CPS: "publication for the providers that the CPS signs for",
     PartyRole.CCP: "requests that another pool passes on",
     PartyRole.ADMIN: "the registers of parties and peers, and the metrics",
+    PartyRole.METRICS: "the metrics",
 }
 _FAILURES: Final = (400, 401, 403, 404, 413, 415, 500, 503)
 _DELIVER: Final = "Return the contracts of the vehicle that signed the CertificateInstallationReq."

@@ -47,8 +47,20 @@ class AcceptedProtocol(Protocol):
         """Called when the handshake failed. `connection_made` will not be called."""
 
 
+class ServedCertificate(NamedTuple):
+    """The certificate that a server presents. file: its name, without the folder."""
+
+    file: str
+    not_after: datetime
+
+
 class Loop(BaseLoop):
-    """uvicorn's event loop with the acceptor for TLS, and several listeners without TLS."""
+    """uvicorn's event loop with the acceptor for TLS, and several listeners without TLS.
+
+    certificate: that of new TLS connections; None without TLS.
+    """
+
+    certificate: ServedCertificate | None = None
 
     _acceptor: Acceptor | None = None
 
@@ -96,6 +108,7 @@ class Acceptor:
         self._handshakes: dict[asyncio.Task[None], socket.socket] = {}
         self._watcher = CertificateWatcher(loop, context, self._use) if isinstance(context, FileContext) else None
         self._closed = False
+        self._use(context)
 
     def start(self, backlog: int) -> None:
         """Start to listen."""
@@ -112,8 +125,10 @@ class Acceptor:
             self._watcher.reload(files)
 
     def _use(self, context: ssl.SSLContext) -> None:
-        """Use another context for new connections."""
+        """Use a context for new connections."""
         self._context = context
+        if isinstance(self._loop, Loop) and isinstance(context, FileContext):
+            self._loop.certificate = ServedCertificate(context.files.certificate.name, context.not_after)
 
     def _listen(self, listening: socket.socket) -> None:
         if not self._closed:
@@ -193,6 +208,7 @@ class FileContext(ssl.SSLContext):
     """A TLS context that knows its files, and how to make its successor from these or others."""
 
     files: TLSFiles
+    not_after: datetime
     successor: Callable[[TLSFiles], FileContext]
     """Returns a new context with files as they are now. Raises OSError."""
 
@@ -311,4 +327,5 @@ def _file_context(files: TLSFiles, verify_mode: ssl.VerifyMode) -> FileContext:
     context.load_cert_chain(files.certificate, files.key)
     context.files = files
     context.successor = partial(_file_context, verify_mode=verify_mode)
+    context.not_after = x509.load_pem_x509_certificate(files.certificate.read_bytes()).not_valid_after_utc
     return context

@@ -168,6 +168,16 @@ class JobThread:
         problem = self._problem()
         return [] if problem is None else [problem]
 
+    @property
+    def queued(self) -> int:
+        """The number of jobs that wait."""
+        return 0 if self._inbox is None else self._inbox.queue.qsize()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether jobs are running."""
+        return self._inbox is not None and self._inbox.busy_since is not None
+
     async def stop(self) -> None:
         """Finish the queued jobs and end the thread."""
         self._stopped = asyncio.Event()

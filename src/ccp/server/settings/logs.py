@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, SecretStr
 
 
 class MetricsAccess(StrEnum):
-    """Access to /metrics: callers on this machine and the role admin, the role admin only, or none."""
+    """Access to /metrics: callers on this machine and the roles admin and metrics, these roles only, or none."""
 
     LOOPBACK = "loopback"
     ADMIN = "admin"
@@ -29,8 +29,11 @@ class LogSettings(BaseModel):
 
     metrics: MetricsAccess = Field(
         MetricsAccess.LOOPBACK,
-        description="Access to /metrics. loopback: callers on this machine, and the role admin. admin: that role only. "
-        "off: none.",
+        description="Access to /metrics. loopback: callers on this machine, and the roles admin and metrics. "
+        "admin: these roles only. off: none.",
+    )
+    statistics_interval: Annotated[float, Field(gt=0, le=86400)] = Field(
+        300, description="Seconds between two counts of contracts, vehicles and evidence, by one of all workers."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level to log.")
     log_identifiers: LogIdentifiers = Field(

@@ -14,6 +14,7 @@ from ccp.server.storage.engine.query import Query, T
 from ccp.server.storage.engine.schema import is_postgres, sqlite_file
 from ccp.server.storage.engine.secret_codec import SecretCodec
 from ccp.server.storage.engine.time_limits import REQUESTS, TimeLimits
+from ccp.server.storage.engine.use import DatabaseUse
 
 
 class Store(Protocol):
@@ -41,6 +42,9 @@ class Store(Protocol):
 
     def reasons(self) -> list[str]:
         """A sentence for each part of the engine that is failing, for readiness. Does not block."""
+
+    def use(self) -> DatabaseUse:
+        """The connections in use. Does not block."""
 
     async def time(self) -> datetime | None:
         """The database server's clock; None if the engine runs on this machine. Raises Unavailable."""

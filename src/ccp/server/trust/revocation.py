@@ -99,6 +99,11 @@ class RevocationService:
         self._jitter: Final = jitter
         self._background: Final[set[asyncio.Task[Any]]] = set()
 
+    @property
+    def queued(self) -> int:
+        """The number of fetches in progress, including those that wait for their host."""
+        return self._fetcher.queued
+
     async def close(self) -> None:
         """Cancel all fetches."""
         running = list(self._background)

@@ -73,7 +73,7 @@ class RevocationClient:
         """
         answer = await self._call(
             "GET", url, issuer, _CRLS, party=caller, block_private=block_private, headers=headers,
-            timeout=CRL_TIMEOUT, max_bytes=CRL_MAX_BYTES,
+            timeout=CRL_TIMEOUT, max_bytes=CRL_MAX_BYTES, service="crl",
         )  # fmt: skip
         if answer.status not in (200, 304):
             raise _status_error(url, answer.status)
@@ -93,6 +93,7 @@ class RevocationClient:
             content=content,
             timeout=OCSP_TIMEOUT,
             max_bytes=OCSP_MAX_BYTES,
+            service="ocsp",
         )
 
     async def _call(self, method: str, url: str, issuer: str, caller: str, **options: Any) -> HttpResponse:

@@ -84,6 +84,11 @@ class RevocationFetcher:
         self._flights: Final[dict[object, asyncio.Task[Any]]] = {}
         self._callers: Final[Counter[str]] = Counter()  # Certificates whose evidence is being fetched, by caller.
 
+    @property
+    def queued(self) -> int:
+        """The number of fetches in progress, including those that wait for their host."""
+        return len(self._flights)
+
     async def close(self) -> None:
         """Cancel all fetches."""
         running = list(self._flights.values())

@@ -37,6 +37,7 @@ from ccp.server.http import preconditions
 from ccp.server.http.admin_operations import BASE, RequestBody, actor_of, describe, if_match
 from ccp.server.http.request_context import Handler, RequestContext, caller_dependency
 from ccp.server.http.responses import json_response
+from ccp.server.pool.statistics import PoolStatistics
 
 _PAGE_SIZE: Final = 100  # Parties.
 _MAX_PAGE_SIZE: Final = 1000  # A party with few ids has some 300 bytes.
@@ -158,7 +159,29 @@ _TAGGED: Final = frozenset({AdminOperation.ADD_PARTY, AdminOperation.GET_PARTY, 
 _IF_MATCH: Final = if_match("party")
 
 
-def router(register: PartyRegistry, context: RequestContext) -> APIRouter:
+class ExpiryWindow(BaseModel):
+    """The contracts that end within a number of days, including those of shorter windows."""
+
+    days: int
+    contracts: int
+
+
+class ProviderExpiry(BaseModel):
+    """The contracts of a provider that end soon."""
+
+    provider_id: str
+    expiring: list[ExpiryWindow]
+
+
+class Expiry(BaseModel):
+    """The contracts that end soon: all of them, and by provider. A contract ends when its first variant ends."""
+
+    counted_at: _Time
+    total: list[ExpiryWindow]
+    providers: list[ProviderExpiry]
+
+
+def router(register: PartyRegistry, statistics: PoolStatistics, context: RequestContext) -> APIRouter:
     """Return the routes of the admin API."""
     api = APIRouter(tags=["admin"])
 
@@ -269,5 +292,10 @@ def router(register: PartyRegistry, context: RequestContext) -> APIRouter:
         """Return the role table: what each role may do, on which condition. Everything else is refused."""
         rows = [{"operation": operation, "role": role, "condition": words} for operation, role, words in role_table()]
         return json_response({"roles": rows})
+
+    @add("GET", "/expiry", AdminOperation.GET_EXPIRY, Expiry)
+    async def get_expiry(caller: Caller = caller_of(AdminOperation.GET_EXPIRY)) -> Response:
+        """Return how many contracts end within 7, 30 and 90 days, by provider, counted now."""
+        return json_response((await statistics.forecast(context.clock())).members())
 
     return api

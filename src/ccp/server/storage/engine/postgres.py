@@ -32,13 +32,14 @@ from ccp.server.storage.engine import (
 )
 from ccp.server.storage.engine.postgres_errors import CONFLICTS, UnconfirmedCommit, is_lost, translate
 from ccp.server.storage.engine.postgres_hosts import Connection, Hosts
-from ccp.server.storage.engine.postgres_pool import LOST, ConnectionPool, Expiry, acquire
+from ccp.server.storage.engine.postgres_pool import LOST, ConnectionPool, Expiry, Room, acquire
 from ccp.server.storage.engine.query import MarkedQuery, Query, Row, T
 from ccp.server.storage.engine.query_batching import QueryBatcher
 from ccp.server.storage.engine.secret_codec import SecretCodec
 from ccp.server.storage.engine.stored_secrets import CODEC
 from ccp.server.storage.engine.synchronous_standby import StandbyWatch, Write
 from ccp.server.storage.engine.time_limits import NOT_READ, NOT_WRITTEN, TimeLimits
+from ccp.server.storage.engine.use import DatabaseUse
 
 _log = structlog.get_logger("ccp.server.storage")
 
@@ -89,8 +90,8 @@ class PostgresStore:
         # Lists and counts may take a minute each. They leave connections to the lookups of requests: at least one of
         # eight, even while every write waits.
         self._long_readers = max(1, connections // 8)
-        self._writing = asyncio.Semaphore(self._writers)
-        self._long_reading = asyncio.Semaphore(self._long_readers)
+        self._writing = Room(self._writers)
+        self._long_reading = Room(self._long_readers)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reading: set[Connection] = set()
         self._batcher: QueryBatcher | None = None
@@ -127,8 +128,8 @@ class PostgresStore:
             connection.terminate()
         if pooled:
             _log.info("database pooler found", prepared_statements=False)
-        self._writing = asyncio.Semaphore(self._writers)
-        self._long_reading = asyncio.Semaphore(self._long_readers)
+        self._writing = Room(self._writers)
+        self._long_reading = Room(self._long_readers)
         self._pool.open(self._settings, pooled=pooled)
         self._open = True
 
@@ -229,6 +230,11 @@ class PostgresStore:
     def reasons(self) -> list[str]:
         """Failing parts of the engine, see `ccp.server.storage.Store`."""
         return []
+
+    def use(self) -> DatabaseUse:
+        """Connections in use, see `ccp.server.storage.Store`."""
+        waiting = self._writing.waiting + self._long_reading.waiting
+        return self._pool.use(waiting)
 
     async def time(self) -> datetime | None:
         """The database server's clock, see `ccp.server.storage.Store`."""

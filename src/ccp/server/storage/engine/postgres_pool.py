@@ -27,6 +27,7 @@ import structlog
 from ccp.errors import DatabaseUnavailable
 from ccp.server.storage.engine.postgres_hosts import Connection, Hosts
 from ccp.server.storage.engine.time_limits import REQUESTS, TimeLimits
+from ccp.server.storage.engine.use import DatabaseUse
 
 _log = structlog.get_logger("ccp.server.storage")
 
@@ -65,14 +66,23 @@ class Expiry:
         self._handle.cancel()
 
 
-async def acquire(semaphore: asyncio.Semaphore, deadline: float, sentence: str) -> None:
+class Room(asyncio.Semaphore):
+    """A semaphore that knows how many wait for it."""
+
+    waiting = 0
+
+
+async def acquire(semaphore: Room, deadline: float, sentence: str) -> None:
     """Acquire a semaphore. deadline: in the loop's time. Raises Unavailable with the sentence after it."""
     if semaphore.locked():
+        semaphore.waiting += 1
         try:
             async with asyncio.timeout_at(deadline):
                 await semaphore.acquire()
         except TimeoutError as exc:
             raise DatabaseUnavailable(sentence) from exc
+        finally:
+            semaphore.waiting -= 1
     else:
         await semaphore.acquire()
 
@@ -87,7 +97,7 @@ class ConnectionPool:
         self._size = size
         self._limits = limits
         self._when_silent = when_silent
-        self._room = asyncio.Semaphore(size)
+        self._room = Room(size)
         self._used = 0
         # Last in, first out: the connection used last has its statements prepared, and the others may time out.
         self._idle: list[tuple[Connection, float]] | None = None
@@ -104,7 +114,7 @@ class ConnectionPool:
     def open(self, settings: Mapping[str, str], *, pooled: bool) -> None:
         """Start the pool. settings: for every session, unless there is a pooler."""
         self._settings, self.pooled = settings, pooled
-        self._room = asyncio.Semaphore(self._size)
+        self._room = Room(self._size)
         self._idle = []
 
     async def close(self) -> None:
@@ -121,6 +131,10 @@ class ConnectionPool:
             return
         with contextlib.suppress(*LOST, asyncpg.InterfaceError):
             await connection.close(timeout=_CLOSE_TIMEOUT)
+
+    def use(self, waiting: int) -> DatabaseUse:
+        """The connections now. waiting: queries that wait for their turn to take one."""
+        return DatabaseUse(self._used, len(self._idle or ()), self._size, waiting + self._room.waiting)
 
     def refuse_while_silent(self, sentence: str) -> None:
         """Raise Unavailable while the circuit is open."""

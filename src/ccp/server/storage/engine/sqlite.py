@@ -24,6 +24,7 @@ from ccp.server.storage.engine.secret_codec import SecretCodec
 from ccp.server.storage.engine.sqlite_connection import connected, is_busy, is_outage
 from ccp.server.storage.engine.sqlite_connection import run as run
 from ccp.server.storage.engine.time_limits import NOT_CONFIRMED, NOT_READ, NOT_WRITTEN, TimeLimits
+from ccp.server.storage.engine.use import DatabaseUse
 
 _RETRY_DELAY: Final = 0.01
 
@@ -156,6 +157,12 @@ class SQLiteStore:
         long = isinstance(change, MarkedQuery) and change.long_running
         made: T = await self._writer.run(change, self._limits.long_write if long else self._limits.write)
         return made
+
+    def use(self) -> DatabaseUse:
+        """Threads in use, see `ccp.server.storage.Store`."""
+        threads = [thread for thread in (self._writer, self._long_reader) if thread is not None]
+        busy = sum(thread.is_busy for thread in threads)
+        return DatabaseUse(busy, len(threads) - busy, len(threads), sum(thread.queued for thread in threads))
 
     async def time(self) -> datetime | None:
         """The database server's clock, see `ccp.server.storage.Store`."""

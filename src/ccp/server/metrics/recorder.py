@@ -1,8 +1,4 @@
-"""Metrics of the pool, for Prometheus. All metric names and labels are defined here.
-
-Labels have few values: operations, statuses, outcome codes (`code` of `ccp.errors` and `ccp.client.errors`), limits,
-background tasks, and peers by the party id that they are registered under. No label names a vehicle, a contract or a
-caller.
+"""What the workers count and measure.
 
 With one worker the values are in memory. With several, each worker writes its values to files in a shared folder (the
 library's multi-process mode, which `SHARED` selects before the library is imported), and the worker that is queried
@@ -13,11 +9,14 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
+from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that names the folder; it is not set for a single worker."""
@@ -28,6 +27,7 @@ FORWARDED_PROBLEMS: Final = "ccp_forwarded_header_problems"
 # A delivery takes some milliseconds, and is useless after the 4.5 seconds that a charging station waits.
 _REQUEST_SECONDS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 4.5, 10.0)
 _LOOP_LAG_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_SERVICE_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _PEER_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0)
 
 
@@ -155,6 +155,40 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=registry,
         )
+        self._service_requests = Counter(
+            "ccp_service_requests", "Requests to external services.", ("service", "outcome"), registry=registry
+        )
+        self._service_seconds = Histogram(
+            "ccp_service_request_seconds",
+            "Time until an external service answered or the request was abandoned.",
+            ("service",),
+            buckets=_SERVICE_SECONDS,
+            registry=registry,
+        )
+        self._connections = Gauge(
+            "ccp_database_connections",
+            "Connections to the database server, or with SQLite the threads of the database.",
+            ("state",),
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._connections_max = Gauge(
+            "ccp_database_connections_max",
+            "Upper limit of connections to the database.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._queue_length = Gauge(
+            "ccp_queue_length", "Entries of a queue.", ("queue",), multiprocess_mode="livesum", registry=registry
+        )
+        self._tls_not_after = Gauge(
+            "ccp_tls_certificate_not_after_timestamp_seconds",
+            "End of validity of the TLS certificate in use.",
+            ("file",),
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
+        self._sources: list[Callable[[], Iterable[Metric]]] = []
         # The library takes longer to look up labels than to update their values.
         self._by_labels: dict[tuple[str | None, int, str], tuple[Counter, Histogram]] = {}
 
@@ -233,17 +267,54 @@ class Metrics:
         """Count a failed round of a background task."""
         self._task_failures.labels(task).inc()
 
+    def service_request_ended(self, service: str, outcome: str, duration: float) -> None:
+        """Record a request to an external service. duration: seconds."""
+        self._service_requests.labels(service, outcome).inc()
+        self._service_seconds.labels(service).observe(duration)
+
+    def database_sampled(self, in_use: int, idle: int, limit: int) -> None:
+        """Record the database connections of this worker."""
+        self._connections.labels("in_use").set(in_use)
+        self._connections.labels("idle").set(idle)
+        self._connections_max.set(limit)
+
+    def queue_sampled(self, queue: str, length: int) -> None:
+        """Record the length of a queue of this worker."""
+        self._queue_length.labels(queue).set(length)
+
+    def tls_certificate_used(self, file: str, not_after: float) -> None:
+        """Record the certificate that this worker presents.
+
+        file: its name, without the folder. not_after: seconds since 1970.
+        """
+        self._tls_not_after.labels(file).set(not_after)
+
+    def add_source(self, source: Callable[[], Iterable[Metric]]) -> None:
+        """Add metrics that are built when they are queried, see `ccp.server.metrics.snapshot`."""
+        self._sources.append(source)
+
     def render(self, accept: str) -> tuple[bytes, str]:
         """The metrics of all workers and their media type: OpenMetrics if accepted, else text format 0.0.4.
 
         accept: value of the Accept header.
         """
-        registry: Any = self._registry
+        registry = CollectorRegistry()
         if SHARED in os.environ:
-            registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        else:
+            registry.register(self._registry)
+        registry.register(_Sources(self._sources))
         encode, media_type = choose_encoder(accept)
         return encode(registry), media_type
+
+
+class _Sources(Collector):
+    def __init__(self, sources: Iterable[Callable[[], Iterable[Metric]]]) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterable[Metric]:
+        for source in self._sources:
+            yield from source()
 
 
 def is_shared() -> bool:
