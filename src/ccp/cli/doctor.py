@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Final
@@ -41,6 +42,8 @@ def doctor(
     Changes nothing, and also works when the configuration is broken or the database is away. Exit status 0: nothing
     was found. 1: warnings. 2: failures.
     """
+    # cryptography warns about unusual certificates, such as some of the system's CAs.
+    warnings.filterwarnings("ignore", module=r"ccp\.(x509|server\.diagnosis)\.")
     examination = examine(
         config,
         host=host,

@@ -221,7 +221,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         allocator.configure()
         # cryptography warns about unusual certificates. The pool reports those that it rejects, and the warnings module
         # would keep each new text in memory.
-        warnings.filterwarnings("ignore", module=r"ccp\.x509\.")
+        warnings.filterwarnings("ignore", module=r"ccp\.(x509|server\.diagnosis)\.")
     config = config or settings.load()
     clock = utc_now
     logging.configure(config)
