@@ -41,7 +41,7 @@ def pair(tmp_path: Path) -> str:
     return f'tls_cert = "{cert}"\ntls_key = "{key}"\n'
 
 
-def test_files_that_hold_keys_are_private(tmp_path: Path, pair: str) -> None:
+def test_machine_files_that_hold_keys_are_private(tmp_path: Path, pair: str) -> None:
     path = configuration(tmp_path, pair)
     assert "file.readable-by-others" not in doctor("--config", path, "--offline").codes
     (tmp_path / "key.pem").chmod(0o644)
@@ -52,7 +52,7 @@ def test_files_that_hold_keys_are_private(tmp_path: Path, pair: str) -> None:
     assert "file.readable-by-others" not in doctor("--config", path, "--offline").codes
 
 
-def test_files_of_the_database_are_private(tmp_path: Path) -> None:
+def test_machine_files_of_the_database_are_private(tmp_path: Path) -> None:
     path = configuration(tmp_path)
     ccp_ok("db", "upgrade", "--config", path)
     (tmp_path / "ccp.db").chmod(0o644)
@@ -67,7 +67,7 @@ def test_configuration_with_a_secret_is_private(tmp_path: Path) -> None:
         assert doctor("--config", path, "--offline").finding("file.readable-by-others")["subject"] == "configuration"
 
 
-def test_files_that_are_missing_or_writable_by_others(tmp_path: Path, pair: str) -> None:
+def test_machine_files_that_are_missing_or_writable_by_others(tmp_path: Path, pair: str) -> None:
     text = pair + '[rcp]\nurl = "https://r.example"\ntoken_file = "rcp-token"\nca = "ca.pem"\n'
     path = configuration(tmp_path, text)
     report = doctor("--config", path, "--offline")
@@ -79,7 +79,7 @@ def test_files_that_are_missing_or_writable_by_others(tmp_path: Path, pair: str)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_files_of_another_user_are_named(tmp_path: Path, pair: str) -> None:
+def test_machine_files_of_another_user_are_named(tmp_path: Path, pair: str) -> None:
     path = configuration(tmp_path, pair)
     os.chown(tmp_path / "key.pem", 4711, 0)
     finding = doctor("--config", path, "--offline").finding("file.wrong-owner")
@@ -165,7 +165,7 @@ def settings_of(pool: Any) -> dict[str, str]:
     return {"CCP_DATABASE": pool.settings.database, "CCP_PORT": pool.base_url.rpartition(":")[2]}
 
 
-def test_proxies_that_are_not_trusted_are_counted_by_the_server(pkis: dict[str, PKI]) -> None:
+def test_machine_proxies_that_are_not_trusted_are_counted_by_the_server(pkis: dict[str, PKI]) -> None:
     with start({"iso2": pkis["iso2"]}, trusted_proxies=("10.0.0.0/8",)) as pool:
         report = doctor("--offline", **settings_of(pool))
         assert "proxies.untrusted" not in report.codes
@@ -176,13 +176,13 @@ def test_proxies_that_are_not_trusted_are_counted_by_the_server(pkis: dict[str, 
         assert finding["message"].startswith("3 requests with X-Forwarded-For")
 
 
-def test_proxies_without_the_header_are_counted_by_the_server(pkis: dict[str, PKI]) -> None:
+def test_machine_proxies_without_the_header_are_counted_by_the_server(pkis: dict[str, PKI]) -> None:
     with start({"iso2": pkis["iso2"]}) as pool:
         httpx.get(pool.base_url + "/opnc/v1/ccp/nothing")
         assert "proxies.no-address" in doctor("--offline", **settings_of(pool)).codes
 
 
-def test_proxies_are_unknown_without_metrics(pkis: dict[str, PKI], tmp_path: Path) -> None:
+def test_machine_proxies_are_unknown_without_metrics(pkis: dict[str, PKI], tmp_path: Path) -> None:
     with start({"iso2": pkis["iso2"]}, metrics="off") as pool:
         assert "not known: the server does not show its metrics here" in doctor("--offline", **settings_of(pool)).facts(
             "proxies"
@@ -236,7 +236,7 @@ def test_clock_ignores_dates_of_caches_and_nonsense(tmp_path: Path) -> None:
             assert "clock.differs-from-http" not in doctor("--config", path).codes
 
 
-def test_disk_that_is_nearly_full_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_disk_that_is_nearly_full_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = configuration(tmp_path)
     for free, code in ((10**8, "disk.full"), (5 * 10**8, "disk.low"), (5 * 10**9, None)):
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(total=10**10, free=free))
@@ -244,7 +244,7 @@ def test_disk_that_is_nearly_full_is_found(tmp_path: Path, monkeypatch: pytest.M
         assert found == ({code} if code else set())
 
 
-def test_memory_limit_is_compared_with_use_and_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_memory_limit_is_compared_with_use_and_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cgroups, proc = tmp_path / "cgroup", tmp_path / "proc"
     (cgroups / "system.slice" / "ccp.service").mkdir(parents=True)
     (cgroups / "system.slice" / "ccp.service" / "memory.max").write_text("max\n")
