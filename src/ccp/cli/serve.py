@@ -233,6 +233,7 @@ def _export_environment(config: Path | None, given: dict[str, Any]) -> None:
         os.environ["CCP_CONFIG"] = str(config.resolve())
     for name, value in given.items():
         os.environ[f"CCP_{name.upper()}"] = str(value)
+        os.environ.pop(f"CCP_{name.upper()}_FILE", None)  # The other form of a secret; the option has precedence.
 
 
 def show_config(
@@ -251,7 +252,8 @@ def show_config(
 def _rows(shown: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Name, value and meaning of each setting. A service has a row for each of its settings, if it is configured."""
     for name, value in shown.items():
-        meaning = Settings.model_fields[name].description or ""
+        described = Settings.model_fields.get(name)
+        meaning = f"File that holds {name.removesuffix('_file')}." if described is None else described.description or ""
         if name not in SERVICES:
             yield name, "" if value is None else str(value), meaning
             continue

@@ -37,7 +37,7 @@ class ExternalSettings(BaseModel):
         description="Refuse a contract for a PCID that is unknown to the Provisioning Certificate Pool; default: true "
         "if pcp_url is set.",
     )
-    pcp_webhook_secret: SecretStr | None = Field(
+    pcp_webhook_secret: Annotated[SecretStr, Field(min_length=1)] | None = Field(
         None, description="HMAC key for events of the Provisioning Certificate Pool; without it they are refused."
     )
     pki: ServiceSettings | None = Field(None, description="PKI service that revokes contract certificates.")

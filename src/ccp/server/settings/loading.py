@@ -17,6 +17,7 @@ from ccp.server.runtime.redacted_urls import hide_in_text
 from ccp.server.settings import names as setting_names
 from ccp.server.settings.issuers import check_prefixes
 from ccp.server.settings.model import Settings, settings_source
+from ccp.server.settings.secret_files import SecretSources, file_forms, holds_secrets
 from ccp.server.settings.services import PATHS, SERVICES, error_sentence, flatten_tables
 
 DEFAULT_FILE = Path("ccp.toml")
@@ -49,8 +50,13 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
         except ValueError as exc:
             raise ConfigurationError(f"The configuration file {named} is contradictory: {exc}") from exc
         anchor_paths(values, named.parent)
-    problems = setting_names.problems(Settings.model_fields, values, os.environ)
-    known = setting_names.known_names(Settings.model_fields)
+    fields = Settings.model_fields
+    problems = setting_names.problems(fields, values, os.environ)
+    known = setting_names.known_names(fields)
+    options = {name: value for name, value in overrides.items() if value is not None}
+    variables = {name.lower().removeprefix("ccp_"): value for name, value in os.environ.items() if value}
+    secrets = SecretSources(fields, dict(options), variables, values)
+    problems += secrets.problems
 
     class Effective(Settings):
         @classmethod
@@ -65,10 +71,11 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
             given = super().settings_customise_sources(
                 settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
             )
-            return *given, settings_source(settings_cls, {name: values[name] for name in values.keys() & known})
+            from_file = settings_source(settings_cls, {name: values[name] for name in values.keys() & known})
+            return settings_source(settings_cls, secrets.values), *given, from_file
 
     try:
-        settings = Effective(**{name: value for name, value in overrides.items() if value is not None})
+        settings = Effective(**options)
     except SettingsError as exc:
         raise ConfigurationError(*problems, *_not_json(known)) from exc
     except ValidationError as exc:
@@ -89,6 +96,7 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     if len({*issuers, settings.public_url}) <= len(issuers):
         raise ConfigurationError("issuers: each needs a unique issuer that differs from base_url.")
     check_prefixes(settings.issuers)
+    settings.note_secret_files(secrets.files, named if named is not None and holds_secrets(fields, values) else None)
     return settings
 
 
@@ -112,6 +120,7 @@ def anchor_paths(values: dict[str, Any], folder: Path) -> None:
         if isinstance(entry, dict) and isinstance(entry.get("jwks_file"), str):
             entry["jwks_file"] = folder / entry["jwks_file"]
     files = [f"{prefix}_{member}" for prefix in SERVICES for member in PATHS]
+    files += file_forms(Settings.model_fields).values()
     for name in ("tls_cert", "tls_key", "tls_client_ca", "rate_limit_file", "secrets_key_file", *files):
         if isinstance(values.get(name), str):
             values[name] = folder / values[name]

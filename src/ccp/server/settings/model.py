@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from pydantic import PrivateAttr
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ccp.server.runtime.redacted_urls import hide_credentials
@@ -16,6 +19,7 @@ from ccp.server.settings.external import ExternalSettings
 from ccp.server.settings.logs import LogSettings
 from ccp.server.settings.network import NetworkSettings
 from ccp.server.settings.revocation import RevocationSettings
+from ccp.server.settings.secret_files import file_forms
 from ccp.server.settings.services import from_environment, group_by_service
 
 
@@ -54,15 +58,43 @@ class Settings(
             env_settings,
         )
 
+    _secret_files: dict[str, Path] = PrivateAttr(default_factory=dict)
+    _configuration_with_secrets: Path | None = PrivateAttr(default=None)
+
+    def note_secret_files(self, files: Mapping[str, Path], configuration: Path | None) -> None:
+        """Keep which files the secrets came from. configuration: the configuration file, if it contains a secret."""
+        self._secret_files = dict(files)
+        self._configuration_with_secrets = configuration
+
+    @property
+    def secret_files(self) -> dict[str, Path]:
+        """Every file with a secret or a private key, by the name of its setting; the configuration file by its path."""
+        found = dict(self._secret_files)
+        if self._configuration_with_secrets is not None:
+            found["settings"] = self._configuration_with_secrets
+        found |= {name: path for name in ("tls_key", "secrets_key_file") if (path := getattr(self, name)) is not None}
+        return found | {
+            f"{prefix}_tls_key": service.tls_key
+            for prefix, service in self.services.items()
+            if service.tls_key is not None
+        }
+
     @property
     def public_url(self) -> str:
         """base_url, or the URL of the address that the pool listens on."""
         return self.base_url or f"{'https' if self.tls_cert else 'http'}://{self.host}:{self.port}"
 
     def redacted(self) -> dict[str, Any]:
-        """The values without secrets and without credentials in URLs, for display."""
+        """The values without secrets and without credentials in URLs, for display; with the files of secrets."""
         redacted: dict[str, Any] = _without_credentials(self.model_dump(mode="json"))
-        return redacted
+        forms = file_forms(type(self).model_fields)
+        shown: dict[str, Any] = {}
+        for name, value in redacted.items():
+            shown[name] = value
+            if (form := forms.get(name)) is not None:
+                file = self._secret_files.get(form)
+                shown[form] = None if file is None else str(file)
+        return shown
 
 
 def settings_source(settings_cls: type[BaseSettings], values: dict[str, Any]) -> PydanticBaseSettingsSource:

@@ -6,10 +6,13 @@ Names are those of the file (`rate_limit_per_party`, `rcp_url`, table `[rcp]`) a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
+from pydantic.fields import FieldInfo
+
 from ccp.schemas.suggestions import closest, quotable
+from ccp.server.settings.secret_files import file_forms
 from ccp.server.settings.services import SERVICES, ServiceSettings
 
 _PREFIX: Final = "ccp_"
@@ -17,18 +20,21 @@ OTHER_VARIABLES: Final = frozenset({"CCP_CONFIG", "CCP_PEER_SECRET", "CCP_SUBSCR
 """Environment variables with the prefix that are not settings."""
 
 
-def known_names(fields: Collection[str]) -> frozenset[str]:
-    """Return the flat names of all settings. fields: those of `Settings`, in which a service is one field."""
+def known_names(fields: Mapping[str, FieldInfo]) -> frozenset[str]:
+    """Return the flat names of all settings, without the file forms of secrets.
+
+    fields: those of `Settings`, in which a service is one field.
+    """
     members = {f"{prefix}_{member}" for prefix in SERVICES for member in ServiceSettings.model_fields}
     return frozenset(fields) - SERVICES.keys() | members
 
 
-def problems(fields: Collection[str], given: Iterable[str], environment: Iterable[str]) -> list[str]:
+def problems(fields: Mapping[str, FieldInfo], given: Iterable[str], environment: Iterable[str]) -> list[str]:
     """Return a sentence for each name that is not a setting, with the nearest one.
 
     fields: those of `Settings`. given: flat names in the file. environment: names of environment variables.
     """
-    known = known_names(fields)
+    known = known_names(fields) | frozenset(file_forms(fields).values())
     return [*_in_file(known, given), *_in_environment(known, environment)]
 
 
