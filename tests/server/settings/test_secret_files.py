@@ -11,6 +11,7 @@ import pytest
 from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.settings import Settings
+from ccp.server.settings.examination import Source, examine
 from ccp.server.settings.secret_files import file_forms, readable_by_others, secret_names
 from ccp.server.settings.services import SERVICES, ServiceSettings
 from tests.cli.run import ccp, environment
@@ -184,12 +185,12 @@ def test_secret_option_of_the_command_line_hides_the_file_form(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("name", ["pcp_webhook_secret_fil", "log_pseudonym_key_flie", "databse_file"])
-def test_misspelt_file_form_is_refused_with_the_nearest_name(name: str, tmp_path: Path) -> None:
+def test_secret_file_name_that_is_misspelt_is_refused_with_the_nearest_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=rf"{name} is not a setting; did you mean \w+_file\?"):
         settings.load(written(tmp_path, {name: "x"}))
 
 
-def test_empty_webhook_secret_is_refused(tmp_path: Path) -> None:
+def test_pcp_webhook_secret_that_is_empty_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="pcp_webhook_secret"):
         settings.load(written(tmp_path, {"pcp_webhook_secret": ""}))
 
@@ -239,3 +240,13 @@ def test_configuration_file_without_a_secret_may_be_public(tmp_path: Path) -> No
     config = written(tmp_path, {"database": "postgresql://ccp@db.example/ccp", "port": "8021"})
     config.chmod(0o644)
     assert settings.load(config).secret_files == {}
+
+
+def test_examination_of_a_broken_configuration_still_reads_secret_files(tmp_path: Path) -> None:
+    secret_file(tmp_path, "database")
+    config = written(tmp_path, {"database_file": "database.secret", "port": "none"})
+    examined = examine(config)
+    assert len(examined.problems) == 1
+    assert examined.settings.database == value_of("database")
+    assert {each.source for each in examined.values() if each.name.startswith("database_f")} == {Source.FILE}
+    assert MARKER not in repr(examined.values())

@@ -23,6 +23,7 @@ from ccp.errors import ConfigurationError
 from ccp.server.settings.loading import anchor_paths, file_in_effect, load
 from ccp.server.settings.model import Settings
 from ccp.server.settings.names import known_names
+from ccp.server.settings.secret_files import SecretSources, file_forms
 from ccp.server.settings.services import SERVICES, flatten_tables, group_by_service
 
 
@@ -68,7 +69,8 @@ class Examination:
 
 def examine(path: Path | None = None, **overrides: Any) -> Examination:
     """Examine the configuration that `load` reads with the same arguments."""
-    known = known_names(Settings.model_fields)
+    forms = file_forms(Settings.model_fields)
+    known = known_names(Settings.model_fields) | frozenset(forms.values())
     named = file_in_effect(path)
     in_file = {name: value for name, value in _file_values(named).items() if name in known}
     in_environment = {name: os.environ[variable] for name, variable in _variables(known).items()}
@@ -78,11 +80,14 @@ def examine(path: Path | None = None, **overrides: Any) -> Examination:
         **dict.fromkeys(in_environment, Source.ENVIRONMENT),
         **dict.fromkeys(given, Source.COMMAND_LINE),
     }
+    sources |= {name: sources[form] for name, form in forms.items() if form in sources and name not in sources}
     try:
         return Examination(load(path, **overrides), (), named, sources)
     except ConfigurationError as exc:
         problems = exc.messages
-    usable = _usable({**in_file, **_parsed(in_environment), **given})
+    variables = _parsed(in_environment)
+    secrets = SecretSources(Settings.model_fields, given, variables, in_file)
+    usable = _usable({**in_file, **variables, **given, **secrets.values})
     return Examination(usable, tuple(problems), named, sources)
 
 
