@@ -183,7 +183,7 @@ def test_secret_cache_is_bounded_holds_no_secret_and_differs_between_processes(
     assert "the secret" not in repr(one._known)
     assert one._known != other._known
     assert not one.contains("party-9", "another")
-    assert not one.still_valid("party-9", "the secret", ["hash of its successor"])
+    assert one.valid_hash("party-9", "the secret", ["hash of its successor"]) is None
     assert not one.contains("party-9", "the secret"), "forgotten"
 
 

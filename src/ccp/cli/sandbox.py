@@ -71,6 +71,7 @@ def sandbox(
 
   ccp serve --config {directory}/ccp.toml
 
+Open its console at {base_url}/console/ and log in as example-admin.
 Client ids and secrets are in {directory}/credentials.json. Get a token, and send a vehicle's request:
 
   TOKEN=$(curl -s {base_url}/oauth/token -d grant_type=client_credentials -d client_id=example-cpo \\

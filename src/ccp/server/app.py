@@ -298,6 +298,8 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await services.open()
         await pseudonyms.open(store)
+        if console is not None:
+            await console.open()
         await refresher.refresh_all()
         for warning in anchors.expiry_warnings(trust.anchors, clock()):
             _log.warning("anchor expiring", warning=warning)
@@ -365,6 +367,32 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         on_change=services.subscribers.refresh,
         outbound=services.outbound,
     )
+    registry = PartyRegistry(store)
+    console = None
+    if config.console:
+        from ccp.server.console.identifiers import HandleCipher  # Templates and forms, which other pools do without.
+        from ccp.server.console.parts import ConsoleParts
+        from ccp.server.console.setup import OperatorConsole
+
+        console = OperatorConsole(
+            ConsoleParts(
+                config=config,
+                store=store,
+                context=context,
+                authority=authority,
+                registry=registry,
+                pseudonyms=pseudonyms,
+                cipher=HandleCipher(store),
+                trust=trust,
+                pool=pool,
+                peers=services.peers,
+                webhooks=webhooks,
+                external=external,
+                outbound=services.outbound,
+                background=background,
+                health=health,
+            )
+        )
     enrolment = Enrolment(store, external.est_server, config.est_labels, config.est_subjects, clock)
     # Before FastAPI's own routes, because Starlette tries routes in order.
     app.router.routes[:0] = [
@@ -374,11 +402,12 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         pcp_webhook.pcp_route(context, pool, config.pcp_webhook_secret),
         subscribed_events.route(context, pool, sources, services.peers.negatives.forget, root_sync.request),
         *events.router(webhooks, context, events.OPNC).routes,
-        *admin.router(PartyRegistry(store), statistics, context).routes,
+        *admin.router(registry, statistics, context).routes,
         *admin_peers.router(PeerRegistry(store), context).routes,
         *est.routes(enrolment, context),
         *health.routes(),
         *metrics_route.routes(metrics, context, config.metrics),
+        *(console.routes if console is not None else ()),
     ]
     if config.opcp:
         catalogue = CurrentRootCatalogue()

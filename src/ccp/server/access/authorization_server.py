@@ -205,9 +205,23 @@ class AuthorizationServer:
         roles: roles to grant; None for all. certificate: x5t#S256 thumbprint of the certificate to bind it to. Raises
         NotAuthenticated, InvalidScope, Unavailable.
         """
+        party, _ = await self.verify_secret(client_id, secret, now)
+        held = {role.value: role for role in party.roles}
+        if roles is not None and not set(roles) <= set(held):
+            raise InvalidScope("scope has to name roles of the client.")
+        granted = party.roles if roles is None else frozenset(held[name] for name in roles)
+        token = self._sign(client_id, now, None if roles is None else granted, certificate)
+        return TokenResponse(token, self._lifetime, granted)
+
+    async def verify_secret(self, client_id: str, secret: str, now: datetime) -> tuple[Party, str]:
+        """Verify the credentials of a party. Returns it, and the stored hash that the secret matches.
+
+        Without a match the method takes the same time for every client id. Raises NotAuthenticated, Unavailable.
+        """
         stored = await self._store.read(parties.list_secret_hashes(client_id, now))
         hashes = [entry.hash for entry in stored]
-        if not self._secrets.still_valid(client_id, secret, hashes):
+        matching = self._secrets.valid_hash(client_id, secret, hashes)
+        if matching is None:
             matching = await self._hashing.run(matching_hash, hashes, secret)
             if matching is None:
                 raise NotAuthenticated(
@@ -221,12 +235,7 @@ class AuthorizationServer:
             raise NotAuthenticated(
                 "The client is unknown or its secret is wrong.", code=ErrorCode.CLIENT_CREDENTIALS_INVALID
             )
-        held = {role.value: role for role in party.roles}
-        if roles is not None and not set(roles) <= set(held):
-            raise InvalidScope("scope has to name roles of the client.")
-        granted = party.roles if roles is None else frozenset(held[name] for name in roles)
-        token = self._sign(client_id, now, None if roles is None else granted, certificate)
-        return TokenResponse(token, self._lifetime, granted)
+        return party, matching
 
     def _sign(self, client_id: str, now: datetime, roles: Collection[PartyRole] | None, certificate: str | None) -> str:
         stored = signing_keys.current_key((key.stored for key in self._keys), now)

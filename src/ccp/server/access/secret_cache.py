@@ -28,23 +28,23 @@ class SecretCache:
         self._known: dict[str, dict[str, bytes]] = {}
 
     def contains(self, client_id: str, secret: str) -> bool:
-        """Whether the secret was verified before. `still_valid` tells whether it is valid now."""
+        """Whether the secret was verified before. `valid_hash` tells whether it is valid now."""
         return self._matching(client_id, secret) is not None
 
-    def still_valid(self, client_id: str, secret: str, valid_hashes: Collection[str]) -> bool:
-        """Whether the secret is cached and its argon2 hash is valid now. Removes entries of other hashes.
+    def valid_hash(self, client_id: str, secret: str, valid_hashes: Collection[str]) -> str | None:
+        """The argon2 hash of a cached secret if it is valid now, else None. Removes entries of other hashes.
 
         valid_hashes: the argon2 hashes of the client's valid secrets.
         """
         known = self._known.get(client_id)
         if known is None:
-            return False
+            return None
         for stored in known.keys() - set(valid_hashes):
             del known[stored]
         if not known:
             del self._known[client_id]
-            return False
-        return self._matching(client_id, secret) is not None
+            return None
+        return self._matching(client_id, secret)
 
     def remember(self, client_id: str, secret: str, stored: str) -> None:
         """Cache a verified secret. stored: the argon2 hash that it matches."""

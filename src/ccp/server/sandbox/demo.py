@@ -75,7 +75,7 @@ def run(report: Callable[[str, str, str, float], None]) -> Demo:
     demo = Demo(report)
     now = datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="ccp-demo-") as folder, loopback() as (listening, base_url):
-        with demo.step("", "build two PKIs, create the database, register five parties") as result:
+        with demo.step("", "build two PKIs, create the database, register six parties") as result:
             world, config = asyncio.run(prepare(Path(folder), base_url, now))
             result.append(f"{len(world.pkis)} PKIs, {len(world.members)} parties")
         with running(config, listening), ExitStack() as stack:

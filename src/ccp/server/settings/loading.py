@@ -119,6 +119,10 @@ def anchor_paths(values: dict[str, Any], folder: Path) -> None:
     for entry in values["issuers"] if isinstance(values.get("issuers"), list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("jwks_file"), str):
             entry["jwks_file"] = folder / entry["jwks_file"]
+    oidc = values.get("console_oidc")
+    for name in ("ca", "client_secret_file"):
+        if isinstance(oidc, dict) and isinstance(oidc.get(name), str):
+            oidc[name] = folder / oidc[name]
     files = [f"{prefix}_{member}" for prefix in SERVICES for member in PATHS]
     files += file_forms(Settings.model_fields).values()
     for name in ("tls_cert", "tls_key", "tls_client_ca", "rate_limit_file", "secrets_key_file", *files):

@@ -18,7 +18,7 @@ from ccp.server.storage.engine import stored_secrets
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.engine.secret_codec import SecretCodec
 from ccp.server.storage.engine.sqlite import run
-from ccp.server.storage.queries import audit, secrets, signing_keys
+from ccp.server.storage.queries import audit, console_sessions, secrets, signing_keys
 from ccp.server.storage.queries.audit import SHARDS, AuditRow, ChainHead, Entry
 from ccp.server.storage.queries.signing_keys import TokenKey
 
@@ -26,6 +26,8 @@ TRAIL_SINCE: Final = "0003"
 """The revision that added the audit trail and the validity times of keys."""
 KEYS_SINCE: Final = "0016"
 """The revision that added encryption of secrets."""
+CONSOLE_SINCE: Final = "0017"
+"""The revision that added the sessions of the console."""
 
 # Routine rows, which are only counted: publishing and purging repeat by themselves.
 _COUNTED: Final = ("contract.", "vehicle.", "access.", "events.")
@@ -109,5 +111,8 @@ def _prepare(revision: str, key: TokenKey | None, entry: Callable[[Sequence[str]
     if revision >= TRAIL_SINCE:
         # Import checkpoints count lines as stored that the backup does not have.
         yield from secrets.remove(secrets.IMPORT_CHECKPOINT_KEY)
+    if revision >= CONSOLE_SINCE:
+        yield from console_sessions.remove_all()  # Some had ended after the backup.
+    if revision >= TRAIL_SINCE:
         yield from audit.record(entry(removed))
     return removed

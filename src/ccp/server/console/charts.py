@@ -1,0 +1,93 @@
+"""Charts as inline SVG, made by the server: no script, no style attribute, readable without seeing them.
+
+A chart has `role="img"` with title and description; its page shows the same numbers in a table (`details`), which
+screen readers and keyboards reach. Colours are classes of the style sheet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from markupsafe import Markup
+
+_WIDTH: Final = 640
+_HEIGHT: Final = 132
+_BASE: Final = 112  # Of the bars, from above; labels are below.
+_TOP: Final = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One kind of value in each bar. kind: class of the style sheet (ok, warn, bad, quiet)."""
+
+    name: str
+    kind: str
+    values: Sequence[int]
+
+
+def bars(title: str, labels: Sequence[str], series: Sequence[Series]) -> Markup:
+    """A stacked bar chart. labels: of the bars, all named in tooltips, first, middle and last on the axis."""
+    count = len(labels)
+    totals = [sum(line.values[place] for line in series) for place in range(count)]
+    top = max(totals, default=0) or 1
+    step = _WIDTH / max(count, 1)
+    parts = [
+        Markup('<svg class="chart" role="img" viewBox="0 0 {} {}" aria-label="{}">').format(_WIDTH, _HEIGHT, title),
+        Markup("<title>{}</title><desc>{}</desc>").format(title, _description(labels, series, totals)),
+        Markup('<text class="axis" x="0" y="10">{}</text>').format(f"{max(totals, default=0):,}"),
+        Markup('<line class="grid" x1="0" x2="{0}" y1="{1}" y2="{1}"></line>').format(_WIDTH, _TOP),
+        Markup('<line class="base" x1="0" x2="{0}" y1="{1}" y2="{1}"></line>').format(_WIDTH, _BASE),
+    ]
+    for place, label in enumerate(labels):
+        below = float(_BASE)
+        for line in series:
+            value = line.values[place]
+            height = (_BASE - _TOP) * value / top
+            if not value:
+                continue
+            height = max(height, 1.5)
+            below -= height
+            parts.append(
+                Markup(
+                    '<rect class="bar {}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
+                ).format(
+                    line.kind, place * step + step * 0.1, below, step * 0.8, height, f"{label}: {value:,} {line.name}"
+                )
+            )
+    for place, anchor in ((0, "start"), (count // 2, "middle"), (count - 1, "end")):
+        if count:
+            x = {"start": 0.0, "end": float(_WIDTH)}.get(anchor, (place + 0.5) * step)
+            parts.append(
+                Markup('<text class="axis" x="{:.1f}" y="{}" text-anchor="{}">{}</text>').format(
+                    x, _HEIGHT - 4, anchor, labels[place]
+                )
+            )
+    parts.append(Markup("</svg>"))
+    return Markup("").join(parts)
+
+
+def _description(labels: Sequence[str], series: Sequence[Series], totals: Sequence[int]) -> str:
+    if not any(totals):
+        return "No values in this period."
+    sums = ", ".join(f"{sum(line.values):,} {line.name}" for line in series)
+    largest = max(range(len(totals)), key=lambda place: totals[place])
+    return f"Together {sums}. Most in {labels[largest]}: {totals[largest]:,}."
+
+
+def validity(begins: datetime, ends: datetime, now: datetime) -> Markup:
+    """A bar of a validity period with a mark for now. Its text says the same."""
+    whole = max((ends - begins).total_seconds(), 1.0)
+    passed = min(max((now - begins).total_seconds() / whole, 0.0), 1.0)
+    left = (ends - now).total_seconds()
+    kind = "bad" if left <= 0 or now < begins else "warn" if left < 30 * 86_400 else "ok"
+    shown = {"bad": "not valid now", "warn": "valid, ends within 30 days", "ok": "valid"}[kind]
+    text = f"{begins:%Y-%m-%d} to {ends:%Y-%m-%d}, {shown}; {100 * passed:.0f} % has passed"
+    return Markup(
+        '<svg class="validity {0}" role="img" viewBox="0 0 200 10" preserveAspectRatio="none" aria-label="{1}">'
+        '<title>{1}</title><rect class="track" width="200" height="10"></rect>'
+        '<rect class="passed" width="{2:.1f}" height="10"></rect>'
+        '<rect class="now" x="{3:.1f}" width="2" height="10"></rect></svg>'
+    ).format(kind, text, 200 * passed, min(200 * passed, 198.0))

@@ -1,0 +1,8 @@
+"""The pages of the console: one module per subject, each with `register(console, parts)`."""
+
+from typing import Final
+
+from ccp.server.console.pages import anchors, overview, sessions
+
+REGISTER: Final = (overview.register, anchors.register, sessions.register)
+"""In the order of the navigation."""
