@@ -26,7 +26,7 @@ TRAIL_SINCE: Final = "0003"
 """The revision that added the audit trail and the validity times of keys."""
 KEYS_SINCE: Final = "0016"
 """The revision that added encryption of secrets."""
-CONSOLE_SINCE: Final = "0017"
+CONSOLE_SINCE: Final = "0018"
 """The revision that added the sessions of the console."""
 
 # Routine rows, which are only counted: publishing and purging repeat by themselves.

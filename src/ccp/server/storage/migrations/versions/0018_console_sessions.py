@@ -5,8 +5,8 @@ Expands only: the previous release does not use the table.
 
 from alembic import op
 
-revision = "0017"
-down_revision = "0016"
+revision = "0018"
+down_revision = "0017"
 
 STATEMENTS = (
     # id_hash: SHA-256 of the session id, in hexadecimal; the id itself is in the browser only. client_id: of a party,
