@@ -12,7 +12,7 @@ ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)
 PYTHON := python3
 endif
 
-.PHONY: demo test test-fast coverage check release-check bench bench-million hold run judge format clean
+.PHONY: demo test test-fast coverage check docs release-check bench bench-million hold run judge format clean
 
 demo: $(VENV)/run
 	$(BIN)/ccp demo
@@ -44,6 +44,10 @@ test-fast: $(VENV)/dev
 
 coverage: $(VENV)/dev
 	$(COVERED)
+
+# The documentation site, to look at in a browser: build/site/index.html.
+docs: $(VENV)/dev
+	$(BIN)/ccp docs build build/site
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check .
@@ -101,4 +105,4 @@ $(VENV)/release: $(VENV)/dev
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(JUDGE) $(SANDBOX) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(JUDGE) $(SANDBOX) build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -47,6 +47,7 @@ OTHER_GROUPS: Final = {
     "exi": "messages",
     "db": "the schema",
     "neighbour": "services in the settings",
+    "docs": "a site of static files",
 }
 """Groups whose subject operators do not keep a register of."""
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"The wheel cannot be built, probably because the package index does not answer: {done.stderr[-300:]}"
         )
     return made
+
+
+def test_wheel_has_what_the_documentation_site_is_built_from(folder: Path) -> None:
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        names = {name.removeprefix("ccp/cli/documentation/sources/") for name in wheel.namelist()}
+    assert {"README.md", "CHANGELOG.md", "docs/mkdocs.yml", "docs/operations.md", "docs/images/favicon.svg"} <= names
 
 
 def test_wheel_brings_to_each_extra_what_its_packages_need(folder: Path) -> None:

@@ -74,6 +74,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "keys": Entry("keys", "Manage the keys that sign access tokens."),
     "exi": Entry("exi", "Decode and encode CertificateInstallation messages."),
     "db": Entry("db", "Manage the database schema."),
+    "docs": Entry("docs", "Build the documentation site."),
 }
 
 
