@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from ccp import exi
-from ccp.cli.inputs import exi_bytes, read_input
+from ccp.cli.inputs import read_input
 from ccp.cli.output import print_exactly, print_json, print_line
 from ccp.errors import ChainError, EXIError
 from ccp.exi.base64_text import looks_like_xml
+from ccp.exi.message_input import exi_bytes
 from ccp.schemas.timestamps import rfc3339
 
 app = typer.Typer(no_args_is_help=True)

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccp import exi
 from ccp import verify as installation
-from ccp.cli.inputs import exi_bytes, read_input
+from ccp.cli.inputs import read_input
 from ccp.cli.output import ConfigOption, JsonOption, print_json, print_styled, with_pool
 from ccp.errors import ConfigurationError, NotFound
-from ccp.ids import EMAID, PCID, Namespace
+from ccp.exi.message_input import exi_bytes
+from ccp.ids import EMAID, PCID
 from ccp.verify import Explanation, NoRevocationCheck, Trust
 from ccp.verify.report import CheckStatus
-from ccp.verify.verifier import is_request, open_message
 
 if TYPE_CHECKING:
     from ccp.server.pool.operations import Pool
@@ -109,16 +108,7 @@ def _verify_with_pool(data: bytes, at: datetime, config: Path | None) -> Explana
     """Verify a file as the pool would: with its anchors, its policy and its revocation evidence."""
 
     async def run(pool: Pool) -> Explanation:
-        message, result = open_message(data, at)
-        if message is None:
-            return result
-        namespace = Namespace(exi.namespace_of(message))
-        if is_request(message):
-            checks, warnings = await pool.explain_request(installation.read_request(data, namespace), at)
-        else:
-            response = installation.read_response(data, namespace)
-            checks, warnings = await pool.explain_response(response, emaid=None, root=None, now=at, fetch=False)
-        return Explanation(result.title, checks, at, warnings)
+        return (await pool.examine(data, at, with_contracts=False)).explanation
 
     return with_pool(config, run)
 

@@ -369,7 +369,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
     )
     registry = PartyRegistry(store)
     console = None
-    if config.console:
+    if config.console or config.try_it:
         from ccp.server.console.identifiers import HandleCipher  # Templates and forms, which other pools do without.
         from ccp.server.console.parts import ConsoleParts
         from ccp.server.console.setup import OperatorConsole
@@ -384,6 +384,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
                 pseudonyms=pseudonyms,
                 cipher=HandleCipher(store),
                 trust=trust,
+                revocation=services.revocation,
                 pool=pool,
                 peers=services.peers,
                 webhooks=webhooks,

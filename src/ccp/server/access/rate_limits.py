@@ -34,6 +34,7 @@ class RateLimits:
         self._login: Rate | None = None
         self._login_more: Rate | None = None
         self._ping: Rate | None = None
+        self._try_it: Rate | None = None
         self._logins = 0
         if config is None:
             self.proxies, self._bucket = TrustedProxies(()), SharedTokenBucket.private()
@@ -51,6 +52,7 @@ class RateLimits:
         self._login = Rate.of(config.login_failures_per_minute / 60, config.login_failures_per_minute)
         self._login_more = Rate.of(config.login_failures_per_minute / 12, 5 * config.login_failures_per_minute)
         self._ping = Rate.of(config.event_pings_per_minute / 60, config.event_pings_per_minute)
+        self._try_it = Rate.of(config.try_it_per_minute / 60, config.try_it_per_minute)
 
     def check_address(self, client: RemoteAddress) -> None:
         """Count a request from an address, before any part of it is processed. Raises TooManyRequests."""
@@ -69,6 +71,13 @@ class RateLimits:
         if self._ping is not None:
             wait = self._bucket.acquire(b"w" + client_id.encode(), self._ping)
             self._refuse("ping", wait, "Too many pings of this party.")
+
+    def check_try_it(self, client: RemoteAddress) -> None:
+        """Count a message on the public page that explains messages. Raises TooManyRequests."""
+        if self._try_it is not None:
+            # Clients whose address is not known share one limit: the page is open to all.
+            wait = self._bucket.acquire(b"t" + (client.rate_limit_key or b""), self._try_it)
+            self._refuse("try_it", wait, "Too many messages from this address.")
 
     def check_unauthenticated(self, client: RemoteAddress) -> None:
         """Refuse a request whose token is not verified yet, from an address with too many failures.

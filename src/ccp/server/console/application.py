@@ -101,6 +101,10 @@ class Console:
 
         return register
 
+    def static_routes(self) -> list[BaseRoute]:
+        """Return the route of the style sheet and the scripts."""
+        return [Route(f"{PREFIX}/static/{{name}}", Endpoint("console static", self._static, self.error_page))]
+
     def routes(self) -> list[BaseRoute]:
         """Return the routes of all pages. Call it after every page has registered itself."""
         self._add("GET", "/login", self._login.show)
@@ -108,10 +112,9 @@ class Console:
         self._add("POST", "/logout", self._login.end)
         self._add("GET", "/login/oidc", self._login.to_provider)
         self._add("GET", "/login/oidc/return", self._login.from_provider)
-        self._add("GET", "/static/{name}", self._static)
         methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-        front = _Endpoint("console", self._front, self._error_page)
-        unknown = _Endpoint("console", self._unknown, self._error_page)
+        front = Endpoint("console", self._front, self.error_page)
+        unknown = Endpoint("console", self._unknown, self.error_page)
         return [
             *self._routes,
             Route(PREFIX, front, methods=["GET"]),
@@ -121,7 +124,7 @@ class Console:
 
     def _add(self, method: str, path: str, answer: _Answer) -> None:
         name = re.sub(r"[^a-z]+", " ", path.lower()).strip()
-        endpoint = _Endpoint(f"console {name}", answer, self._error_page)
+        endpoint = Endpoint(f"console {name}", answer, self.error_page)
         self._routes.append(Route(f"{PREFIX}{path}", endpoint, methods=[method]))
 
     def _visit(self, request: Request, session: Session, path: str, title: str) -> Visit:
@@ -153,9 +156,7 @@ class Console:
         headers = {**HEADERS, "Cache-Control": _CACHED}
         return Response(file.content, 200, headers, media_type=file.media_type)
 
-    async def _error_page(
-        self, request: Request, status: int, messages: list[str], headers: dict[str, str]
-    ) -> Response:
+    async def error_page(self, request: Request, status: int, messages: list[str], headers: dict[str, str]) -> Response:
         """The page for a refused or failed request."""
         trace_id = trace_of(request.scope).id
         values: dict[str, Any] = {
@@ -173,16 +174,16 @@ _TITLES: Final = {
     503: "Not possible now",
 }
 
-_ErrorPage: TypeAlias = Callable[[Request, int, list[str], dict[str, str]], Awaitable[Response]]
+ErrorPage: TypeAlias = Callable[[Request, int, list[str], dict[str, str]], Awaitable[Response]]
 
 
-class _Endpoint:
+class Endpoint:
     """ASGI application of one route: errors become pages."""
 
-    def __init__(self, operation: str, answer: _Answer, error_page: _ErrorPage) -> None:
+    def __init__(self, operation: str, answer: _Answer, error_page: ErrorPage) -> None:
         self._operation = operation
         self._answer = answer
-        self._error_page = error_page
+        self.error_page = error_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, trace = Request(scope, receive), trace_of(scope)
@@ -192,11 +193,11 @@ class _Endpoint:
         except CCPError as exc:
             trace.failure = exc
             status = 403 if (status := errors.status_of(exc)) == 401 else status
-            response = await self._error_page(request, status, list(error_messages(exc)), errors.retry_after(exc))
+            response = await self.error_page(request, status, list(error_messages(exc)), errors.retry_after(exc))
         except HTTPException as exc:
-            response = await self._error_page(request, exc.status_code, [exc.detail], dict(exc.headers or {}))
+            response = await self.error_page(request, exc.status_code, [exc.detail], dict(exc.headers or {}))
         except Exception:
-            response = await self._error_page(request, 500, [INTERNAL_ERROR], {})
+            response = await self.error_page(request, 500, [INTERNAL_ERROR], {})
             await response(scope, receive, send)
             raise  # The trace middleware logs it.
         await response(scope, receive, send)

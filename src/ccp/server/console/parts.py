@@ -19,6 +19,7 @@ from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
 from ccp.server.trust.anchors import TrustStore
+from ccp.server.trust.revocation import RevocationService
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class ConsoleParts:
     pseudonyms: Pseudonyms
     cipher: HandleCipher
     trust: TrustStore
+    revocation: RevocationService
     pool: Pool
     peers: RegisteredPeers
     webhooks: Webhooks

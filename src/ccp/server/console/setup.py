@@ -10,6 +10,7 @@ from ccp.server.console.pages import REGISTER
 from ccp.server.console.parts import ConsoleParts
 from ccp.server.console.rendering import Rendering
 from ccp.server.console.sessions import Sessions
+from ccp.server.console.try_it import TryIt
 
 
 class OperatorConsole:
@@ -22,7 +23,11 @@ class OperatorConsole:
         console = Console(parts, rendering, self._login)
         for register in REGISTER:
             register(console, parts)
-        self.routes: list[BaseRoute] = console.routes()
+        self.routes: list[BaseRoute] = [*console.static_routes()]
+        if parts.config.console:
+            self.routes += console.routes()
+        if parts.config.try_it:
+            self.routes += TryIt(parts, rendering).routes(console.error_page)
 
     async def open(self) -> None:
         """Load the keys of the console, or create them. Raises Unavailable."""

@@ -88,6 +88,7 @@ class Visit:
             "csrf_token": self.session.csrf_token,
             "navigation": [entry for entry in self._navigation if self.is_admin or entry.role is ConsoleRole.VIEWER],
             "here": self.path,
+            "linked": True,
             "notice": NOTICES.get(self.query("notice")),
         }
         return HTMLResponse(self._rendering.render(template, {**frame, **values}), status, dict(HEADERS))

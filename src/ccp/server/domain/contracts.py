@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ccp.error_codes import ErrorCode
 from ccp.errors import NoContract, NotFound, NothingDeliverable
@@ -104,6 +104,58 @@ RootListed = Callable[[SignedContract], bool]
 """Whether the vehicle lists the variant's V2G root."""
 IsDeliverable = Callable[[SignedContract], bool]
 """Whether a variant may be delivered: not revoked, and not encrypted for a key that the vehicle no longer has."""
+
+
+class VehicleWish(Protocol):
+    """What a vehicle states in its request; see `ccp.verify.InstallationRequest`."""
+
+    @property
+    def namespace(self) -> Namespace: ...
+
+    @property
+    def prioritized_emaids(self) -> Sequence[EMAID]: ...
+
+    @property
+    def max_chains(self) -> int: ...
+
+    def trusts_root_of(self, contract: SignedContract, /) -> bool:
+        """Whether the vehicle lists the variant's V2G root."""
+        ...
+
+
+def select(
+    wish: VehicleWish,
+    stored: Sequence[SignedContract],
+    now: datetime,
+    *,
+    deliverable: IsDeliverable,
+    max_one: bool,
+    no_default: NoDefaultPolicy,
+    root_match: RootMatch,
+) -> Sequence[tuple[SignedContract, int | None]]:
+    """Select what a vehicle gets, each with the number that remain after it (ISO 15118-20; None for -2).
+
+    max_one: one contract at most, however many the vehicle takes. Raises NoContract, NothingDeliverable.
+    """
+    if wish.namespace is Namespace.ISO2:
+        contract = select_for_iso2(
+            stored,
+            now,
+            root_listed=wish.trusts_root_of,
+            deliverable=deliverable,
+            no_default=no_default,
+            root_match=root_match,
+        )
+        return [(contract, None)]
+    return select_for_iso20(
+        stored,
+        now,
+        root_listed=wish.trusts_root_of,
+        deliverable=deliverable,
+        prioritized_emaids=wish.prioritized_emaids,
+        max_chains=min(wish.max_chains, 1) if max_one else wish.max_chains,
+        root_match=root_match,
+    )
 
 
 def select_for_iso2(

@@ -331,23 +331,13 @@ class Delivery:
         max_one: bool,
     ) -> Sequence[tuple[SignedContract, int | None]]:
         """The contracts to deliver, each with the number that remain after it (ISO 15118-20). Raises NotFound."""
-        if request.namespace is Namespace.ISO2:
-            contract = contracts.select_for_iso2(
-                stored,
-                now,
-                root_listed=request.trusts_root_of,
-                deliverable=deliverable,
-                no_default=self._no_default,
-                root_match=self._root_match,
-            )
-            return [(contract, None)]
-        return contracts.select_for_iso20(
+        return contracts.select(
+            request,
             stored,
             now,
-            root_listed=request.trusts_root_of,
             deliverable=deliverable,
-            prioritized_emaids=request.prioritized_emaids,
-            max_chains=min(request.max_chains, 1) if max_one else request.max_chains,
+            max_one=max_one,
+            no_default=self._no_default,
             root_match=self._root_match,
         )
 

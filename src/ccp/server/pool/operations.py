@@ -1,10 +1,12 @@
 """The operations of this pool in one object, as routes and commands call them.
 
     delivery               a vehicle asks for its contracts
+    delivery_preview       what a vehicle would get now, without a request
     contract_data          eMSPs, vehicle makers and operators read contracts
     publication            a provisioning service publishes a contract
     maintenance            contracts are withdrawn, set as default, invalidated, purged, erased
     verification_reports   every check on a message, explained
+    examination            one message: decoded, its checks and chains, what a vehicle would get for it
 
 `ccp.server.pool.remote.RemotePool` has those that can be addressed to another pool.
 """
@@ -20,6 +22,8 @@ from ccp.server.external.services import ExternalServices
 from ccp.server.metrics import Metrics
 from ccp.server.pool.contract_data import ContractData
 from ccp.server.pool.delivery import Delivery
+from ccp.server.pool.delivery_preview import DeliveryPreviews
+from ccp.server.pool.examination import Examinations
 from ccp.server.pool.maintenance import Maintenance
 from ccp.server.pool.peers import Peers
 from ccp.server.pool.publication import Publication
@@ -59,6 +63,8 @@ class Pool:
 
         delivery = Delivery(store, trust, revocation, peers, external, settings, events)
         self.deliver: Final = delivery.deliver
+        previews = DeliveryPreviews(store, revocation, external, settings)
+        self.preview_delivery: Final = previews.of
 
         contract_data = ContractData(store, revocation, external, settings, events)
         self.contract_data_by_emaid: Final = contract_data.by_emaid
@@ -69,6 +75,7 @@ class Pool:
         reports = VerificationReports(trust, revocation, settings)
         self.explain_response: Final = reports.on_response
         self.explain_request: Final = reports.on_request
+        self.examine: Final = Examinations(store, reports, previews).of
 
         self.publication: Final = Publication(
             store, trust, revocation, external, settings, events, reports, clock, metrics or Metrics()

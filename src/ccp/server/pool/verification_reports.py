@@ -58,13 +58,16 @@ class VerificationReports:
         _verify_response(checks, response, revocation=stored, **arguments)
         return checks, (*lint.lint_response(response, self._trust.anchors, now), *stored.warnings)
 
-    async def on_request(self, request: InstallationRequest, now: datetime) -> tuple[CheckList, tuple[str, ...]]:
+    async def on_request(
+        self, request: InstallationRequest, now: datetime, *, deferred: DeferredRevocation | None = None
+    ) -> tuple[CheckList, tuple[str, ...]]:
         """Every check that a delivery makes on a vehicle's request, and the warnings. Nothing is fetched.
 
-        Unknown revocation status of a vehicle fails no check, unless the policy requires it.
+        deferred: receives the vehicle's chain. Unknown revocation status of a vehicle fails no check, unless the policy
+        requires it.
         """
         anchors = self._trust.anchors if self._vehicle_trust is VehicleTrust.CHAIN else None
-        deferred = DeferredRevocation()
+        deferred = DeferredRevocation() if deferred is None else deferred
         _verify_request(CheckList(collect=True), request, anchors=anchors, revocation=deferred, now=now)
         stored = await self._revocation.evaluate_for_vehicle(deferred.chains)
         checks = CheckList(collect=True)

@@ -139,7 +139,7 @@ def create(directory: Path, base_url: str, now: datetime, *, store_samples: bool
     (directory / "ccp.toml").write_text(
         "# A sandbox, not for production: its keys and secrets are stored beside this file.\n"
         f'host = "{host}"\nport = {port}\nbase_url = "{base_url}"\n'
-        'database = "sqlite:///ccp.db"\nlog_format = "console"\nconsole = true\n',
+        'database = "sqlite:///ccp.db"\nlog_format = "console"\nconsole = true\ntry_it = true\n',
         encoding="utf-8",
     )
     _write_private(directory / "credentials.json", credentials(world, base_url))

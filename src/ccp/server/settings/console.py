@@ -90,6 +90,12 @@ class ConsoleSettings(BaseModel):
     console_session_lifetime: Annotated[int, Field(ge=60, le=604_800)] = Field(
         28_800, description="Seconds after the log-in at which a session of the console ends."
     )
+    try_it: bool = Field(
+        False, description="Serve the page /try-it, on which anyone can have a message explained; for laboratories."
+    )
+    try_it_per_minute: Annotated[int, Field(ge=0)] = Field(
+        20, description="Messages that the page /try-it explains to one address per minute; 0: no limit."
+    )
     console_oidc: ConsoleOIDCSettings | None = Field(
         None, description="OpenID provider whose users may log in, the table [console_oidc] of the file."
     )

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from ccp.server.console.pages import anchors, overview, sessions
+from ccp.server.console.pages import anchors, overview, sessions, vehicles, why
 
-REGISTER: Final = (overview.register, anchors.register, sessions.register)
+REGISTER: Final = (overview.register, vehicles.register, why.register, anchors.register, sessions.register)
 """In the order of the navigation."""

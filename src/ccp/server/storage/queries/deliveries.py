@@ -128,6 +128,16 @@ def find(event_id: str) -> Query[list[Delivery]]:
     return list(parse_rows(rows))
 
 
+@long_read
+def of_vehicle(pcid: PCID, limit: int) -> Query[list[Delivery]]:
+    """Deliveries of the events of a vehicle, newest first."""
+    rows = yield (
+        f"select {COLUMNS} from delivery where pcid = $1 order by rev desc, part desc, webhook_id limit $2",  # noqa: S608
+        (pcid, limit),
+    )
+    return list(parse_rows(rows))
+
+
 def list_dead(limit: int, webhook_id: str | None = None) -> Query[list[Delivery]]:
     """Dead deliveries, newest first."""
     return list_page(webhook_id, DeliveryState.DEAD, limit=limit)

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from ccp.ids import EMAID, PCID, ProviderId
 from ccp.server.domain.default_contracts import Default
-from ccp.server.storage.engine.query import Query, Row
+from ccp.server.storage.engine.query import Query, Row, read_committed
 
 Now: TypeAlias = datetime | Callable[[], datetime]
 """The current time, or a clock that is read under the lock."""
@@ -101,6 +101,37 @@ def read_vehicle(pcid: PCID) -> Query[tuple[Default, datetime | None]]:
         return Default(), None
     emaid, provider, chosen, provisioned = rows[0]
     return _default(emaid, provider, chosen), None if provisioned is None else instant(provisioned)
+
+
+class VehicleState(NamedTuple):
+    """What is stored about a vehicle. changed_at: stamp of its last change, None in rows of an older release.
+
+    provisioned_at, contested: see `LockedVehicle`.
+    """
+
+    default: Default
+    changed_at: datetime | None
+    provisioned_at: datetime | None
+    contested: frozenset[EMAID]
+
+
+@read_committed
+def find_state(pcid: PCID) -> Query[VehicleState | None]:
+    """The state of a vehicle, without a lock; None for a vehicle without a row."""
+    rows = yield (
+        "select default_emaid, default_provider, default_chosen, stamped_at, provisioned_at, contested from vehicle "
+        "where pcid = $1",
+        (pcid,),
+    )
+    if not rows:
+        return None
+    emaid, provider, chosen, stamped, provisioned, contested = rows[0]
+    return VehicleState(
+        _default(emaid, provider, chosen),
+        None if stamped is None else instant(stamped),
+        None if provisioned is None else instant(provisioned),
+        frozenset() if contested is None else frozenset(map(EMAID, json.loads(contested))),
+    )
 
 
 def _default(emaid: str | None, provider: str | None, chosen: object) -> Default:

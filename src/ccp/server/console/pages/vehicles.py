@@ -1,0 +1,177 @@
+"""Vehicles and contracts: search, contracts with their chains, and what a vehicle would get now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from urllib.parse import quote
+
+from starlette.responses import Response
+
+from ccp import verify
+from ccp.errors import EXIError, FieldError, NotFound
+from ccp.ids import EMAID, PCID, Namespace
+from ccp.server.console.application import Console
+from ccp.server.console.certificate_chains import Chain, load_chains
+from ccp.server.console.parts import ConsoleParts
+from ccp.server.console.sessions import ConsoleRole
+from ccp.server.console.visit import Visit
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.pool.delivery_preview import DeliveryPreview
+from ccp.server.storage.queries import audit, deliveries, vehicle_lock
+from ccp.verify.report import CheckResult
+from ccp.x509.revocation_policy import DeferredRevocation
+
+EDITIONS: Final = {Namespace.ISO2: "ISO 15118-2", Namespace.ISO20: "ISO 15118-20"}
+_EVENTS: Final = 50
+_AUDIT_ROWS: Final = 2000
+"""Rows of a shard of the audit trail that a page searches: there is no index for ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantDetail:
+    """A variant with its chains and the result of every check on its message."""
+
+    contract: SignedContract
+    chains: tuple[Chain, ...]
+    passed: bool
+    checks: tuple[CheckResult, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditLine:
+    """A row of the audit trail that names the vehicle. number: shard and number."""
+
+    at: datetime
+    actor: str
+    action: str
+    outcome: str
+    trace_id: str
+    number: str
+
+
+def register(console: Console, parts: ConsoleParts) -> None:
+    """Register the pages."""
+
+    @console.page("/search", "Find", navigation=True, role=ConsoleRole.ADMIN)
+    async def search(visit: Visit) -> Response:
+        text = visit.query("q")
+        if not text:
+            return visit.render("search.html", text="", canonical=[], problem=None)
+        candidates = _candidates(text)
+        for canonical in candidates:
+            stored = await _stored(parts, canonical)
+            if stored or (isinstance(canonical, PCID) and await _known(parts, canonical)):
+                kind = "contracts" if isinstance(canonical, EMAID) else "vehicles"
+                return visit.redirect(f"/{kind}/{quote(visit.ids.handle(canonical))}")
+        problem = (
+            "Nothing is stored under this id."
+            if candidates
+            else "This is neither an EMAID (DE-8AA-C12345678-X, with or without hyphens and check digit) "
+            "nor a PCID (17 or 18 letters and digits)."
+        )
+        return visit.render("search.html", 404, text=text, canonical=candidates, problem=problem)
+
+    @console.page("/vehicles/{id}", "Vehicle")
+    async def vehicle(visit: Visit) -> Response:
+        pcid = visit.ids.resolve(PCID, visit.path_part("id"))
+        state = await parts.store.read(vehicle_lock.find_state(pcid))
+        stored = await parts.pool.stored(None, pcid)
+        if state is None and not stored:
+            raise NotFound("Nothing is stored for this vehicle.")
+        return visit.render(
+            "vehicle.html",
+            title=f"Vehicle {visit.ids.show(pcid)}",
+            pcid=pcid,
+            state=state,
+            stored=sorted(stored, key=lambda each: (each.namespace, not each.is_default, each.emaid)),
+            previews=[await _preview(parts, pcid, edition, stored, visit.now) for edition in EDITIONS],
+            editions=EDITIONS,
+            sent=await parts.store.read(deliveries.of_vehicle(pcid, _EVENTS)),
+            lines=await _audit_lines(parts, pcid),
+        )
+
+    @console.page("/contracts/{id}", "Contract")
+    async def contract(visit: Visit) -> Response:
+        emaid = visit.ids.resolve(EMAID, visit.path_part("id"))
+        variants = await parts.pool.stored(emaid, None)
+        if not variants:
+            raise NotFound("No contract is stored under this EMAID.")
+        pcid = variants[0].pcid
+        of_vehicle = await parts.pool.stored(None, pcid)
+        previews = [
+            await _preview(parts, pcid, edition, of_vehicle, visit.now)
+            for edition in EDITIONS
+            if any(each.namespace is edition for each in variants)
+        ]
+        return visit.render(
+            "contract.html",
+            title=f"Contract {visit.ids.show(emaid)}",
+            emaid=emaid,
+            pcid=pcid,
+            editions=EDITIONS,
+            details=[await _detail(parts, each, visit.now) for each in _newest_first(variants)],
+            outcome={each.contract: each for preview in previews for each in preview.variants},
+            sent=[each for each in await parts.store.read(deliveries.of_vehicle(pcid, _EVENTS)) if each.emaid == emaid],
+            lines=await _audit_lines(parts, pcid, emaid),
+        )
+
+
+def _candidates(text: str) -> list[EMAID | PCID]:
+    """The ids that a text may be, in any notation. Seventeen letters and digits may be of either kind."""
+    compact = "".join(text.split())
+    found: list[EMAID | PCID] = []
+    for kind in (EMAID, PCID):
+        try:
+            found.append(kind.parse(compact))
+        except FieldError:
+            continue
+    return found
+
+
+def _newest_first(variants: list[SignedContract]) -> list[SignedContract]:
+    return sorted(variants, key=lambda each: each.updated_at, reverse=True)
+
+
+async def _stored(parts: ConsoleParts, canonical: EMAID | PCID) -> list[SignedContract]:
+    is_contract = isinstance(canonical, EMAID)
+    return await parts.pool.stored(canonical if is_contract else None, None if is_contract else canonical)  # type: ignore[arg-type]
+
+
+async def _known(parts: ConsoleParts, pcid: PCID) -> bool:
+    return await parts.store.read(vehicle_lock.find_state(pcid)) is not None
+
+
+async def _preview(
+    parts: ConsoleParts, pcid: PCID, edition: Namespace, stored: list[SignedContract], now: datetime
+) -> DeliveryPreview:
+    return await parts.pool.preview_delivery(pcid, edition, stored, now)
+
+
+async def _detail(parts: ConsoleParts, contract: SignedContract, now: datetime) -> VariantDetail:
+    """Verify a stored variant again, as PUT does; nothing is fetched."""
+    try:
+        message = verify.read_response(contract.response, contract.namespace)
+    except EXIError as exc:
+        return VariantDetail(contract, (), False, (), (str(exc),))
+    deferred = DeferredRevocation()
+    checks, warnings = await parts.pool.explain_response(
+        message, emaid=contract.emaid, root=contract.root_fingerprint, now=now, fetch=False, deferred=deferred
+    )
+    paths = (
+        ("Contract", (message.contract_certificate, *message.contract_sub_certificates)),
+        ("Provisioning service", (message.cps_certificate, *message.cps_sub_certificates)),
+    )
+    chains = await load_chains(parts, paths, deferred.chains, now)
+    return VariantDetail(contract, chains, checks.passed, tuple(checks.results), tuple(warnings))
+
+
+async def _audit_lines(parts: ConsoleParts, pcid: PCID, emaid: EMAID | None = None) -> list[AuditLine]:
+    rows = await parts.store.read(audit.latest_naming(str(pcid), _AUDIT_ROWS))
+    return [
+        AuditLine(row.when, row.actor, row.action, row.outcome, row.trace_id or "", f"{row.lane}/{row.number}")
+        for row in rows
+        if emaid is None or row.names(str(emaid))
+    ]
