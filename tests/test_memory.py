@@ -12,7 +12,14 @@ from tests.documents import DOCS, ROOT, table
 _EMPTY = {"dict", "list", "set", "bytearray", "OrderedDict", "deque", "defaultdict", "Counter", "Queue", "SimpleQueue"}
 _WEAK = {"WeakValueDictionary", "WeakKeyDictionary", "WeakSet"}
 # Not of a process that serves: the simulator, commands, and migrations, which read no partner's input.
-_NOT_SERVED = ("ccp.testing.", "ccp.cli.", "ccp.server.sandbox.", "ccp.server.bulk.", "ccp.server.storage.migrations.")
+_NOT_SERVED = (
+    "ccp.testing.",
+    "ccp.cli.",
+    "ccp.server.sandbox.",
+    "ccp.server.bulk.",
+    "ccp.server.declaration.",
+    "ccp.server.storage.migrations.",
+)
 
 
 def containers() -> Iterator[str]:

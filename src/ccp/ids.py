@@ -149,6 +149,20 @@ class Fingerprint(_Id):
         return text.lower()
 
 
+_PAIRS: Final = re.compile(
+    r"(?:SHA-?256(?: Fingerprint)?=)?((?:[0-9A-F]{2}:){31}[0-9A-F]{2})", re.IGNORECASE | re.ASCII
+)
+
+
+def parse_fingerprint(text: str, field: str = "fingerprint") -> Fingerprint:
+    """Parse a fingerprint as operators write it: 64 hexadecimal digits, or 32 pairs with colons as OpenSSL prints them.
+
+    Raises FieldError.
+    """
+    pairs = _PAIRS.fullmatch(text.strip())
+    return Fingerprint.parse(pairs[1].replace(":", "") if pairs else text, field)
+
+
 def mask_ids(text: str) -> str:
     """Truncate every long id in a text to its owner's part, so that the log does not identify drivers and vehicles."""
     return _LONG_ID.sub(lambda found: found[0][:5] + "…", text)

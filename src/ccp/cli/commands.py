@@ -63,6 +63,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "restore": Entry(
         "backup", "Restore the SQLite database from a backup. The pool must be stopped; the old database is kept."
     ),
+    "apply": Entry("apply", "Apply a file that declares parties, peers and trust anchors, as a whole or not at all."),
     "party": Entry("party", "Manage the parties that may call the pool."),
     "peer": Entry("peer", "Manage the other pools that this pool asks when it has no contract."),
     "neighbour": Entry("neighbour", "List and test the external services of this pool, and subscribe to their events."),

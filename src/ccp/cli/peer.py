@@ -10,7 +10,6 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ccp.cli.fingerprints import parse_fingerprint
 from ccp.cli.output import (
     ConfigOption,
     JsonOption,
@@ -23,7 +22,7 @@ from ccp.cli.output import (
 )
 from ccp.client import BadRequestError, Client, Dialect, Routing
 from ccp.errors import ConfigurationError, MismatchError
-from ccp.ids import Namespace
+from ccp.ids import Namespace, parse_fingerprint
 from ccp.server import settings
 from ccp.server.access.admin_changes import Actor
 from ccp.server.audit.actor import command_actor

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from cryptography import x509
 
-from ccp.cli.fingerprints import parse_fingerprint
 from ccp.cli.output import (
     ConfigOption,
     JsonOption,
@@ -22,8 +20,8 @@ from ccp.cli.output import (
     print_table,
     with_store,
 )
-from ccp.errors import ChainError, ConfigurationError, NotFound
-from ccp.ids import Fingerprint
+from ccp.errors import ConfigurationError, NotFound
+from ccp.ids import Fingerprint, parse_fingerprint
 from ccp.server import logging, settings
 from ccp.server.audit.actor import command_actor
 from ccp.server.external.outbound import OutboundClient
@@ -36,9 +34,7 @@ from ccp.server.storage.queries.audit import Entry, with_audit
 from ccp.server.trust import anchors as trust
 from ccp.server.trust.anchors import Expiry, trusted_certificate
 from ccp.server.trust.root_sync import RootSyncResult, sync_roots
-from ccp.verify import trust_folder
 from ccp.verify.trust_folder import read_certificate_files
-from ccp.x509.certificate_checks import validate_root
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
 
@@ -65,7 +61,11 @@ def add(
     files = list(read_certificate_files(path))
     if not files:
         raise ConfigurationError(f"There are no certificates in {path}.")
-    refused = list(filter(None, (_refusal(file, certificate) for file, certificate in files)))
+    refused = [
+        f"{file}: {reason} Nothing was added."
+        for file, certificate in files
+        if (reason := trust.refusal(certificate)) is not None
+    ]
     if expect_fingerprint:
         refused += _unexpected(files, {parse_fingerprint(text, "expect-fingerprint") for text in expect_fingerprint})
     if refused:
@@ -95,23 +95,6 @@ def add(
         warning = trust.expiry_warning(Certificate.load(entry.certificate), at)
         if warning:
             print_line(f"warning: {warning}", err=True)
-
-
-def _refusal(file: Path, certificate: Certificate) -> str | None:
-    """Why a certificate is refused; None if it is accepted. Its validity period is no reason: time passes."""
-    if not trust_folder.is_self_issued(certificate):
-        basic = certificate.extension(x509.BasicConstraints)
-        if basic is None or not basic.ca:
-            return (
-                f"{file}: {certificate.subject_dn} is not a CA certificate (basicConstraints), and the pool trusts "
-                "only CAs. Nothing was added."
-            )
-        return None
-    try:
-        validate_root(certificate)
-    except ChainError as exc:
-        return f"{file}: {exc} Nothing was added."
-    return None
 
 
 def _unexpected(files: list[tuple[Path, Certificate]], expected: set[Fingerprint]) -> list[str]:

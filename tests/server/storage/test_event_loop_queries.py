@@ -45,7 +45,7 @@ from tests.server.storage.made import AT, new_database, variant, write
 from tests.server.storage.plans import asked, plan
 
 SOURCES = Path(contracts.__file__).parents[2]
-COMMANDS = ("sandbox", "bulk", "audit/verification.py")
+COMMANDS = ("sandbox", "bulk", "declaration", "audit/verification.py")
 """Modules of processes that answer no requests. Only commands verify the trail (`ccp.server.audit.verification`)."""
 
 E, P = EMAID("DEEXAE00000001"), PCID("WEX0LOOP000000001")

@@ -126,7 +126,7 @@ class PartyRegistry:
         def change() -> Query[None]:
             yield from begin_change(by)
             yield from parties.insert(party, hashed, now)
-            yield from _record(by, now, Action.PARTY_ADDED, party.client_id, **_audited_members(party))
+            yield from audit.record(added_entry(party, by, now))
 
         await self._store.write(change())
         return secret
@@ -202,8 +202,7 @@ class PartyRegistry:
             precondition(PartyView(party, live))
             older = _secret_to_keep(party, live, overlap, revoke)
             yield from parties.rotate_secret(client_id, hashed, now, older, until)
-            older_until = rfc3339(until) if older else None
-            yield from _record(by, now, Action.SECRET_ROTATED, client_id, older_until=older_until)
+            yield from audit.record(rotated_entry(client_id, until if older else None, by, now))
             return PartyView(party, (yield from parties.list_secrets(client_id, now)))
 
         return secret, await self._store.write(change())
@@ -222,16 +221,7 @@ def _update(
     if by.name == client_id:
         _refuse_lockout(before, after)
     yield from parties.update(before, after)
-    were, are = _audited_members(before), _audited_members(after)
-    members = sorted(name for name in are if are[name] != were[name])
-    yield from _record(
-        by,
-        now,
-        action,
-        client_id,
-        before={name: were[name] for name in members},
-        after={name: are[name] for name in members},
-    )
+    yield from audit.record(changed_entry(before, after, by, now, action))
     return PartyView(after, live)
 
 
@@ -263,9 +253,36 @@ def _secret_to_keep(
     return newer if revoke is SecretToRevoke.OLDER else older
 
 
+def added_entry(party: Party, by: Actor, now: datetime) -> audit.Entry:
+    """The audit entry for a new party."""
+    return _entry(by, now, Action.PARTY_ADDED, party.client_id, **_audited_members(party))
+
+
+def changed_entry(
+    before: Party, after: Party, by: Actor, now: datetime, action: Action = Action.PARTY_EDITED
+) -> audit.Entry:
+    """The audit entry for a change, with the members that changed."""
+    were, are = _audited_members(before), _audited_members(after)
+    members = sorted(name for name in are if are[name] != were[name])
+    return _entry(
+        by,
+        now,
+        action,
+        after.client_id,
+        before={name: were[name] for name in members},
+        after={name: are[name] for name in members},
+    )
+
+
+def rotated_entry(client_id: str, older_until: datetime | None, by: Actor, now: datetime) -> audit.Entry:
+    """The audit entry for a new secret. older_until: until when the previous one stays valid, if it does."""
+    until = None if older_until is None else rfc3339(older_until)
+    return _entry(by, now, Action.SECRET_ROTATED, client_id, older_until=until)
+
+
 def _audited_members(party: Party) -> dict[str, Any]:
     return {name: value for name, value in party.members().items() if name != "client_id"}
 
 
-def _record(by: Actor, now: datetime, action: Action, client_id: str, **more: Any) -> Query[None]:
-    yield from audit.record(audit.Entry(now, by.name, action, {"party": client_id, **more}, trace_id=by.trace_id))
+def _entry(by: Actor, now: datetime, action: Action, client_id: str, **more: Any) -> audit.Entry:
+    return audit.Entry(now, by.name, action, {"party": client_id, **more}, trace_id=by.trace_id)

@@ -9,12 +9,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
+
 from ccp.errors import ChainError, ConfigurationError
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import anchors, audit, unknown_values
 from ccp.server.storage.queries.anchors import TrustedCertificate
 from ccp.verify.trust_folder import is_self_issued
+from ccp.x509.certificate_checks import validate_root
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import TrustAnchors
 from ccp.x509.profiles import AnchorRole
@@ -65,6 +68,20 @@ def trusted_certificate(
         source,
         now,
     )
+
+
+def refusal(certificate: Certificate) -> str | None:
+    """Why a certificate is never trusted; None if it may be. Its validity period is no reason: time passes."""
+    if not is_self_issued(certificate):
+        basic = certificate.extension(x509.BasicConstraints)
+        if basic is None or not basic.ca:
+            return f"{certificate.subject_dn} is not a CA certificate (basicConstraints), and the pool trusts only CAs."
+        return None
+    try:
+        validate_root(certificate)
+    except ChainError as exc:
+        return str(exc)
+    return None
 
 
 class Expiry(StrEnum):

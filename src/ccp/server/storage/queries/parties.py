@@ -218,6 +218,16 @@ def list_secret_hashes(client_id: str, now: datetime) -> Query[list[Secret]]:
     return [Secret(*row) for row in rows]
 
 
+def newest_secret_hash(client_id: str, now: datetime) -> Query[str | None]:
+    """The hash of the newest valid secret of a party, enabled or not."""
+    select = """
+    select hash from party_secret where client_id = $1 and (expires_at is null or expires_at > $2)
+    order by created_at desc limit 1
+    """
+    rows = yield select, (client_id, microseconds(now))
+    return rows[0][0] if rows else None
+
+
 @read_committed
 def list_secrets(client_id: str, now: datetime) -> Query[list[SecretValidity]]:
     """The valid secrets of a party, enabled or not, newest first."""
