@@ -44,6 +44,7 @@ from ccp.server.http.request_context import RequestContext
 from ccp.server.http.routes import (
     admin,
     admin_peers,
+    documentation,
     est,
     events,
     oauth,
@@ -348,7 +349,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
             await services.notifier.close()
             await services.close()
 
-    # No documentation page: it would run third-party scripts on the origin of the token endpoint.
+    # No viewer of the description: it would run third-party scripts on the origin of the token endpoint.
     app = Application(
         title="opnc-ccp",
         version=__version__,
@@ -408,6 +409,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         *est.routes(enrolment, context),
         *health.routes(),
         *metrics_route.routes(metrics, context, config.metrics),
+        *documentation.routes(config.documentation_directory),
         *(console.routes if console is not None else ()),
     ]
     if config.opcp:

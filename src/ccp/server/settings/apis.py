@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, Field
@@ -50,4 +51,7 @@ class APISettings(BaseModel):
         600,
         description="OCPP: seconds for which the pool remembers which contracts an ISO 15118-20 vehicle has got in "
         "answer to a request that it repeats.",
+    )
+    documentation_directory: Path | None = Field(
+        None, description="Directory of a site that `ccp docs build` wrote, to serve under /docs. None: not served."
     )

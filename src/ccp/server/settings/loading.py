@@ -125,7 +125,15 @@ def anchor_paths(values: dict[str, Any], folder: Path) -> None:
             oidc[name] = folder / oidc[name]
     files = [f"{prefix}_{member}" for prefix in SERVICES for member in PATHS]
     files += file_forms(Settings.model_fields).values()
-    for name in ("tls_cert", "tls_key", "tls_client_ca", "rate_limit_file", "secrets_key_file", *files):
+    for name in (
+        "tls_cert",
+        "tls_key",
+        "tls_client_ca",
+        "rate_limit_file",
+        "secrets_key_file",
+        "documentation_directory",
+        *files,
+    ):
         if isinstance(values.get(name), str):
             values[name] = folder / values[name]
     database = values.get("database")
