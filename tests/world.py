@@ -295,7 +295,7 @@ def read(item: Mapping[str, Any], namespace: str | None = None) -> InstallationR
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Store]:
     """A separate connection to a pool's database."""
-    store = connect(settings.database)
+    store = connect(settings.database, secrets_key_file=settings.secrets_key_file)
     await store.open()
     try:
         yield store

@@ -1,4 +1,4 @@
-"""ccp keys: the keys that sign access tokens."""
+"""ccp keys: the keys that sign access tokens, and the key that encrypts the secrets in the database."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ from ccp.cli.output import (
     with_store,
 )
 from ccp.schemas.timestamps import rfc3339
+from ccp.server import settings
 from ccp.server.access import token_keys
 from ccp.server.audit.actor import command_actor
-from ccp.server.storage import Store
+from ccp.server.storage import Store, storage_key_rotation
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.scrubbing import scrub_texts
+from ccp.server.storage.engine.stored_secrets import SECRET_COLUMNS
 from ccp.server.storage.queries import signing_keys
 from ccp.server.storage.queries.signing_keys import TokenKey
+from ccp.server.storage.storage_key_rotation import StorageKeyRotation
 
 if TYPE_CHECKING:
     from ccp.server.app import Services
@@ -73,6 +78,52 @@ def rotate(
         print_json({"kid": made.kid, **_times(made)})
     else:
         print_line(f"{made.kid} signs from {rfc3339(made.starts_at)}.")
+
+
+@app.command("rotate-storage")
+def rotate_storage(
+    clear_text: Annotated[
+        bool, typer.Option("--clear-text", help="Decrypt the secrets instead; secrets_key_file can then be removed.")
+    ] = False,
+    vacuum: Annotated[
+        bool,
+        typer.Option(
+            "--vacuum/--no-vacuum",
+            help="SQLite: rebuild the file if it still contains former values. Blocks publishing meanwhile.",
+        ),
+    ] = True,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encrypt all secrets in the database with the newest key of secrets_key_file.
+
+    Workers may run meanwhile, if their key file has the new key. Repeat the command if it was interrupted. Older keys
+    may be removed from the file afterwards. Exit status 1: the secrets are stored anew, but a file still has to be
+    cleared.
+    """
+    effective = settings.load(config)
+
+    async def change(store: Store) -> StorageKeyRotation:
+        return await storage_key_rotation.rotate(store, command_actor(), datetime.now(UTC), clear_text=clear_text)
+
+    done = with_store(config, change)
+    scrubbed = None
+    if not schema.is_postgres(effective.database) and (done.former is None or done.total):
+        scrubbed = scrub_texts(schema.sqlite_file(effective.database), done.former, vacuum=vacuum)
+    cleared = scrubbed is None or (scrubbed.log_emptied and not scrubbed.found)
+    if as_json:
+        print_json({"before": done.before, "after": done.after, "secrets": done.changed, "files": {"cleared": cleared}})
+    else:
+        how = "decrypted" if clear_text else f"encrypted with the key {done.after}"
+        print_line(f"{done.total} secrets are now {how}." if done.total else f"All secrets were {how} already.")
+        for column, number in done.changed.items():
+            print_line(f"  {column}: {number}")
+        if done.total and schema.is_postgres(effective.database):
+            tables = ", ".join(sorted({column.table for column in SECRET_COLUMNS}))
+            print_line(f"Former values stay in the server's files until `vacuum full {tables}`, and in backups.")
+    if not cleared:
+        print_line("warning: former values may still be in the database's files; run the command again.", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()

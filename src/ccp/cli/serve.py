@@ -73,17 +73,19 @@ def _check(effective: Settings) -> tuple[bool, tuple[str, ...]]:
     Creates an SQLite database that does not exist. Returns whether it did, and warnings about the configuration of the
     database. Raises ConfigurationError.
     """
+    from ccp.server.storage import storage_key_rotation
     from ccp.server.storage.engine import schema
 
     new = not schema.is_postgres(effective.database) and schema.revision(effective.database) is None
     if new:
         schema.upgrade(effective.database)
     schema.check(effective.database)
+    secrets = storage_key_rotation.start_warnings(effective)
     if effective.issuers:
         from ccp.server.access.trusted_issuers import check_key_files
 
         check_key_files(effective.issuers)
-    return new, schema.warnings(effective.database)
+    return new, (*schema.warnings(effective.database), *secrets)
 
 
 def _report(

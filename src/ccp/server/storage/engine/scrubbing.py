@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Callable, Collection
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ _BUSY_TIMEOUT: Final = 1.0
 _VACUUM_TIMEOUT: Final = 30.0
 _RETRY_DELAY: Final = 0.25
 _CHUNK: Final = 1 << 20
+_SHORTEST: Final = 12  # Bytes of a text that is not found by chance.
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,38 @@ def scrub(file: Path, named: EMAID | PCID, *, vacuum: bool, timeout: float = 10.
 
     vacuum: rebuild the file if it still contains the id; writers wait meanwhile. Raises Unavailable.
     """
+    return _scrub(file, lambda: _holds(file, _forms(named), fold=True), vacuum, timeout)
+
+
+def scrub_texts(file: Path, texts: Collection[str] | None, *, vacuum: bool, timeout: float = 10.0) -> Scrubbed:
+    """As `scrub`, for values of a column. texts: the values; None for unknown ones, which the file then may contain."""
+    parts = None if texts is None else tuple(_part(text) for text in texts)
+    if parts is not None and any(len(part) < _SHORTEST for part in parts):
+        parts = None  # Such a text is found by chance.
+    rebuilt = False
+
+    def found() -> bool:
+        nonlocal rebuilt
+        if parts is None:
+            rebuilt, asked = True, not rebuilt
+            return asked
+        return _holds(file, parts, fold=False)
+
+    return _scrub(file, found, vacuum, timeout)
+
+
+def _part(text: str) -> bytes:
+    """The middle of a text, which distinguishes keys with the same beginning, and fits into one page."""
+    content = text.encode()
+    return content[max(0, len(content) // 2 - 32) :][:64]
+
+
+def _scrub(file: Path, holds: Callable[[], bool], vacuum: bool, timeout: float) -> Scrubbed:
     try:
         with closing(sqlite3.connect(file, isolation_level=None, timeout=_BUSY_TIMEOUT)) as connection:
             connection.execute("pragma secure_delete = on")
             emptied = _empty_log(connection, timeout)
-            if not emptied or not (found := _holds(file, named)) or not vacuum:
+            if not emptied or not (found := holds()) or not vacuum:
                 return Scrubbed(emptied, emptied and found)
             write_lock = WriteLock(file, _VACUUM_TIMEOUT)
             try:
@@ -63,9 +92,9 @@ def scrub(file: Path, named: EMAID | PCID, *, vacuum: bool, timeout: float = 10.
             finally:
                 write_lock.close()
             emptied = _empty_log(connection, timeout)
-            return Scrubbed(emptied, emptied and _holds(file, named), vacuumed=True)
+            return Scrubbed(emptied, emptied and holds(), vacuumed=True)
     except (sqlite3.Error, OSError) as exc:
-        raise Unavailable(f"The rows are erased, but the database's files could not be cleared: {exc}.") from exc
+        raise Unavailable(f"The rows are changed, but the database's files could not be cleared: {exc}.") from exc
 
 
 def _empty_log(connection: sqlite3.Connection, timeout: float) -> bool:
@@ -82,17 +111,18 @@ def _empty_log(connection: sqlite3.Connection, timeout: float) -> bool:
         time.sleep(_RETRY_DELAY)
 
 
-def _holds(file: Path, named: EMAID | PCID) -> bool:
-    """Whether a file contains the id, in any letter case, with or without hyphens.
+def _holds(file: Path, forms: Collection[bytes], *, fold: bool) -> bool:
+    """Whether a file contains one of the texts. fold: in any letter case; the texts are in capitals.
 
     SQLite stores columns without a separator, so a longer id with this prefix matches too.
     """
-    forms = _forms(named)
+    if not forms:
+        return False
     longest = max(map(len, forms))
     with file.open("rb") as stream:
         tail = b""
         while chunk := stream.read(_CHUNK):
-            part = tail + chunk.upper()
+            part = tail + (chunk.upper() if fold else chunk)
             if any(form in part for form in forms):
                 return True
             tail = part[-longest:]
@@ -100,6 +130,7 @@ def _holds(file: Path, named: EMAID | PCID) -> bool:
 
 
 def _forms(named: EMAID | PCID) -> tuple[bytes, ...]:
+    """The id with and without hyphens."""
     if isinstance(named, PCID):
         return (named.encode(),)
     country, provider, rest = named[:2], named[2:5], named[5:]

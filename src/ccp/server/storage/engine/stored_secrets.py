@@ -95,7 +95,7 @@ def choose(before: str, after: str) -> Query[None]:
 
     before, after: key ids, or `CLEAR`.
     """
-    if before != CLEAR or (yield from _holds_secrets()):
+    if before != CLEAR or (yield from holds_secrets()):
         yield (
             "insert into storage_key (name, key_id, chosen) values ($1, $1, $2) on conflict (name) do nothing",
             (before, True),
@@ -104,7 +104,8 @@ def choose(before: str, after: str) -> Query[None]:
     yield "delete from storage_key where name = $1", (after,)
 
 
-def _holds_secrets() -> Query[bool]:
+def holds_secrets() -> Query[bool]:
+    """Whether the database has any secret, encrypted or not."""
     for table, _, column in SECRET_COLUMNS:
         if (yield f"select 1 from {table} where {column} is not null limit 1", ()):  # noqa: S608  constants
             return True

@@ -99,6 +99,8 @@ class Action(StrEnum):
     ACCESS_REFUSED = "access.refused"
     DATA_ERASED = "data.erased"
     DATABASE_RESTORED = "database.restored"
+    STORAGE_KEY_SELECTED = "storage_key.selected"
+    STORAGE_KEY_ROTATED = "storage_key.rotated"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,180 @@
+"""A pool whose database has encrypted secrets: webhooks, peers, tokens, commands, files, backup and restore."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ccp.server.settings import Settings
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.secret_codec import CLEAR, SecretCodec
+from ccp.server.storage.queries import peers
+from ccp.testing.pki import PKI
+from tests.cli.run import CommandResult, ccp, environment
+from tests.databases import Server
+from tests.server.events.receiver import Receiver, receiving, states
+from tests.server.events.verifiers import any_signature
+from tests.server.events.webhook_api import call, ok, subscribe
+from tests.server.storage.storage_keys import keys_in_use, stored_values, write_keys
+from tests.waiting import wait_until
+from tests.world import Pool, start
+
+QUICK: dict[str, Any] = {
+    "event_dispatch": True, "event_allow_http": True, "egress_allow_networks": ("127.0.0.0/8",), "event_timeout": 5,
+    "event_secret_overlap": 3600,
+}  # fmt: skip
+PEER = peers.Peer("peer-pool", "https://peer.example", client_id="us", secret="the client secret at the peer")
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def options(request: pytest.FixtureRequest) -> dict[str, str]:
+    if request.param == "sqlite":
+        return {}
+    server: Server = request.getfixturevalue("postgres")
+    return {"database": server.database()}
+
+
+def configuration(settings: Settings, folder: Path, keys: Path | None) -> Path:
+    values = {"database": settings.database} | ({} if keys is None else {"secrets_key_file": str(keys)})
+    file = folder / "ccp.toml"
+    file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
+    return file
+
+
+def command(settings: Settings, folder: Path, keys: Path | None, *arguments: str) -> CommandResult:
+    return ccp(*arguments, "--config", configuration(settings, folder, keys), env=environment())
+
+
+def delivered(pool: Pool, receiver: Receiver, made: dict[str, str], count: int) -> None:
+    pool.publish(pool.car())
+    wait_until(lambda: [state for state, *_ in states(pool.settings.database, made["id"])] == ["delivered"] * count)
+    assert any_signature(receiver.sent[-1], made["secret"])
+
+
+def file_bytes(database: Path) -> bytes:
+    """Everything that SQLite keeps of a database."""
+    return b"".join(path.read_bytes() for path in sorted(database.parent.glob(f"{database.name}*")))
+
+
+def texts_of(pool: Pool, made: dict[str, str]) -> list[bytes]:
+    """Secrets of the pool in clear text, as they could be found in a file."""
+    stored = stored_values(pool.settings.database)
+    return [
+        made["secret"].encode(),
+        (PEER.secret or "").encode(),
+        *(stored["pool_secret.value"][0].encode()[:64], stored["token_key.private_key"][0].encode()[80:160]),
+    ]
+
+
+def test_pool_signs_and_serves_while_its_storage_key_is_rotated(
+    pkis: dict[str, PKI], receiver: Receiver, options: dict[str, str], tmp_path: Path
+) -> None:
+    keys = write_keys(tmp_path / "keys", 1)
+    with start({"iso2": pkis["iso2"]}, refresh_interval=0.1, **QUICK, **options, secrets_key_file=keys) as pool:
+        url = pool.settings.database
+        pool.change(peers.add(PEER, datetime.now(UTC)))
+        made = subscribe(pool, url=receiver.url + "/events")
+        delivered(pool, receiver, made, 1)
+        ok(call(pool, "oem", "POST", f"/{made['id']}/secret"))
+        first = SecretCodec(keys).newest
+        assert keys_in_use(url) == {first}
+
+        write_keys(keys, 2, 1)  # The running pool is not told.
+        done = command(pool.settings, tmp_path, keys, "keys", "rotate-storage", "--json")
+        assert done.status == 0, done.err
+        shown = json.loads(done.out)
+        assert (shown["before"], shown["files"]) == (first, {"cleared": True})
+        assert set(shown["secrets"]) == {
+            "token_key.private_key", "pool_secret.value", "peer.secret", "webhook.secret", "webhook.previous_secrets",
+        }  # fmt: skip
+        assert keys_in_use(url) == {shown["after"]} == {SecretCodec(keys).newest}
+
+        new = ok(call(pool, "oem", "POST", f"/{made['id']}/secret"))  # Read and written under the new key.
+        delivered(pool, receiver, {**made, "secret": new["secret"]}, 2)
+        assert keys_in_use(url) == {shown["after"]}
+        # A token of before, and the key set.
+        assert pool.oem.get("/contractData", params={"pcid": "WEX0TEST000000001"}).status_code in (200, 404)
+        assert httpx.get(f"{pool.base_url}/.well-known/jwks.json").status_code == 200
+
+
+def test_pool_files_hold_no_clear_secret_after_encryption(
+    pkis: dict[str, PKI], receiver: Receiver, tmp_path: Path
+) -> None:
+    with start({"iso2": pkis["iso2"]}, **QUICK) as pool:
+        pool.change(peers.add(PEER, datetime.now(UTC)))
+        made = subscribe(pool, url=receiver.url + "/events")
+        delivered(pool, receiver, made, 1)
+        texts = texts_of(pool, made)
+        assert all(text in file_bytes(pool.database) for text in texts)
+        done = command(pool.settings, tmp_path, write_keys(tmp_path / "keys", 1), "keys", "rotate-storage")
+        assert done.status == 0, done.err
+        found = file_bytes(pool.database)
+        assert [text for text in texts if text in found] == []
+
+
+@pytest.mark.parametrize("numbers", [(), (2,)])
+def test_secrets_key_file_that_lacks_the_key_fails_commands_with_one_sentence(
+    pkis: dict[str, PKI], options: dict[str, str], numbers: tuple[int, ...], tmp_path: Path
+) -> None:
+    keys = write_keys(tmp_path / "keys", 1)
+    with start({"iso2": pkis["iso2"]}, **options, secrets_key_file=keys) as pool:
+        pool.change(peers.add(PEER, datetime.now(UTC)))
+        others = write_keys(tmp_path / "others", *numbers) if numbers else None
+        for arguments in (
+            ("peer", "list"), ("peer", "show", "peer-pool"), ("peer", "remove", "peer-pool", "--yes"), ("keys", "list"),
+            ("keys", "rotate"), ("keys", "rotate-storage"), ("keys", "rotate-storage", "--clear-text"),
+            ("webhook", "list"), ("party", "list"), ("trust", "list"), ("serve", "--port", "0"),
+            ("audit", "verify"), ("purge", "--yes"),
+        ):  # fmt: skip
+            done = command(pool.settings, tmp_path, others, *arguments)
+            assert done.status == 1, arguments
+            assert done.out == "", arguments
+            assert done.err.count("\n") == 1, (arguments, done.err)
+            assert "The database's secrets are encrypted with the storage key" in done.err, arguments
+        assert command(pool.settings, tmp_path, keys, "peer", "list").status == 0
+        assert keys_in_use(pool.settings.database) == {SecretCodec(keys).newest}
+
+
+def test_backup_and_restore_need_the_key_of_the_backup(pkis: dict[str, PKI], tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys", 1)
+    with start({"iso2": pkis["iso2"]}, secrets_key_file=keys) as pool:
+        pool.change(peers.add(PEER, datetime.now(UTC)))
+        copy = tmp_path / "copy.db"
+        done = command(pool.settings, tmp_path, None, "backup", str(copy))  # Needs no key: it copies what is stored.
+        assert done.status == 0, done.err
+        assert (PEER.secret or "").encode() not in copy.read_bytes()
+    restored = Settings(database=f"sqlite:///{tmp_path / 'restored.db'}")
+    for others, reason in ((None, "secrets_key_file is not set"), (write_keys(tmp_path / "others", 2), "is not in")):
+        refused = command(restored, tmp_path, others, "restore", str(copy))
+        assert refused.status == 1
+        assert reason in refused.err
+        assert not (tmp_path / "restored.db").exists()
+    done = command(restored, tmp_path, keys, "restore", str(copy))
+    assert done.status == 0, done.err
+    assert keys_in_use(restored.database) == {SecretCodec(keys).newest}  # The new token key too.
+    assert "peer-pool" in command(restored, tmp_path, keys, "peer", "list").out
+    back = command(restored, tmp_path, keys, "keys", "rotate-storage", "--clear-text")
+    assert back.status == 0, back.err
+    assert keys_in_use(restored.database) == {CLEAR}
+    assert "peer-pool" in command(restored, tmp_path, None, "peer", "list").out
+
+
+def test_rotate_storage_without_keys_is_one_sentence(tmp_path: Path) -> None:
+    settings = Settings(database=f"sqlite:///{tmp_path / 'ccp.db'}")
+    schema.upgrade(settings.database)
+    done = command(settings, tmp_path, None, "keys", "rotate-storage")
+    assert done.status == 1
+    assert done.err.count("\n") == 1
+    assert "secrets_key_file is not set" in done.err
