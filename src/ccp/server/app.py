@@ -26,6 +26,8 @@ from ccp.server.access.rate_limits import RateLimits
 from ccp.server.access.trusted_issuers import TrustedIssuers
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.refusals import AccessDenialRecorder
+from ccp.server.audit.stream import AuditStream
+from ccp.server.audit.stream_receivers import receiver_of
 from ccp.server.events import BufferedNotifier, Dispatcher, Subscribers
 from ccp.server.events.contract_checks import ContractChecks
 from ccp.server.events.ping import Pinger
@@ -285,6 +287,10 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
             "refused_access": lambda: refusals.queued,
         },
     )
+    audit_stream = None
+    if config.audit_stream is not None:
+        receiver = receiver_of(config, services.outbound)
+        audit_stream = AuditStream(store, receiver, config.audit_stream, clock, metrics)
     health = Health(store, config.drain_period, trust.reasons, background.reasons, guard.reasons)
 
     def reload_tls(changed: Settings) -> None:
@@ -330,6 +336,8 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         if config.event_dispatch:
             dispatcher.open()
         refusals.open(background)
+        if audit_stream is not None:
+            background.add(audit_stream.task())
         if is_worker:
             # Startup objects live as long as the process. Freezing them keeps full collections from pausing requests.
             gc.collect()
@@ -346,6 +354,8 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
             await refusals.close()
             root_sync.close()
             await background.close()
+            if audit_stream is not None:
+                await audit_stream.close()
             await services.notifier.close()
             await services.close()
 

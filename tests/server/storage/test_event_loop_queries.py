@@ -54,6 +54,8 @@ SMALL = "of a table that the operator fills, or of one row"
 
 QUERIES: dict[str, Any] = {
     "_schema_revision": SMALL,
+    "audit_stream.is_free": LONG,
+    "audit_stream.pending": LONG,
     "anchors.list_all": SMALL,
     "signing_keys.list_all": SMALL,
     "peers queries.list_all": SMALL,

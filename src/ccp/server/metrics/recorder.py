@@ -189,6 +189,24 @@ class Metrics:
             registry=registry,
         )
         self._sources: list[Callable[[], Iterable[Metric]]] = []
+        self._audit_rows = Counter(
+            "ccp_audit_stream_rows", "Rows of the audit trail that the receiver has confirmed.", registry=registry
+        )
+        self._audit_failures = Counter(
+            "ccp_audit_stream_failures", "Failed attempts to send rows of the audit trail.", registry=registry
+        )
+        self._audit_lag_rows = Gauge(
+            "ccp_audit_stream_lag_rows",
+            "Rows of the audit trail that the receiver does not have yet.",
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
+        self._audit_lag_seconds = Gauge(
+            "ccp_audit_stream_lag_seconds",
+            "Age of the oldest row of the audit trail that the receiver does not have yet.",
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
         # The library takes longer to look up labels than to update their values.
         self._by_labels: dict[tuple[str | None, int, str], tuple[Counter, Histogram]] = {}
 
@@ -257,6 +275,17 @@ class Metrics:
         for state, count in (("outbox", outbox), ("waiting", waiting), ("dead", dead)):
             self._events.labels(state).set(count)
         self._events_oldest.set(oldest_seconds)
+
+    def audit_streamed(self, rows: int, *, failed: bool) -> None:
+        """Count rows of the audit trail that the receiver has, or a failed attempt."""
+        self._audit_rows.inc(rows)
+        if failed:
+            self._audit_failures.inc()
+
+    def audit_stream_behind(self, rows: int, seconds: float) -> None:
+        """Record how far the receiver of the audit trail is behind. The most recent report of all workers counts."""
+        self._audit_lag_rows.set(rows)
+        self._audit_lag_seconds.set(seconds)
 
     def loop_probed(self, lag: float, recent_max: float) -> None:
         """Record a probe of the event loop, seconds."""

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from ccp.errors import ConfigurationError
 from ccp.server.runtime.redacted_urls import hide_in_text
 from ccp.server.settings import names as setting_names
+from ccp.server.settings.audit import check_audit_stream
 from ccp.server.settings.issuers import check_prefixes
 from ccp.server.settings.model import Settings, settings_source
 from ccp.server.settings.secret_files import SecretSources, file_forms, holds_secrets
@@ -97,6 +98,7 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
         raise ConfigurationError("issuers: each needs a unique issuer that differs from base_url.")
     check_prefixes(settings.issuers)
     settings.note_secret_files(secrets.files, named if named is not None and holds_secrets(fields, values) else None)
+    check_audit_stream(settings)
     return settings
 
 
@@ -125,6 +127,7 @@ def anchor_paths(values: dict[str, Any], folder: Path) -> None:
             oidc[name] = folder / oidc[name]
     files = [f"{prefix}_{member}" for prefix in SERVICES for member in PATHS]
     files += file_forms(Settings.model_fields).values()
+    files += [f"audit_stream_{member}" for member in ("file", "ca", "tls_cert", "tls_key")]
     for name in (
         "tls_cert",
         "tls_key",

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from ccp.server.runtime.redacted_urls import hide_credentials
 from ccp.server.settings.access import AccessSettings
 from ccp.server.settings.apis import APISettings
+from ccp.server.settings.audit import AuditSettings
 from ccp.server.settings.console import ConsoleSettings
 from ccp.server.settings.contracts import ContractSettings
 from ccp.server.settings.database import DatabaseSettings
@@ -26,6 +27,7 @@ from ccp.server.settings.services import from_environment, group_by_service
 
 class Settings(
     ConsoleSettings,
+    AuditSettings,
     LogSettings,
     EventSettings,
     APISettings,
