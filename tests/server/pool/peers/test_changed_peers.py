@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import httpx
 import pytest
 
+from ccp.server.access.admin_changes import Actor
 from ccp.server.domain.parties import PartyRole
 from ccp.server.http.admin_operations import BASE
+from ccp.server.metrics import Metrics
+from ccp.server.pool.peer_registry import PeerRegistry
+from ccp.server.pool.peers import RegisteredPeers
 from ccp.server.storage.queries import subscriptions
 from ccp.server.storage.queries.subscriptions import Subscription
 from ccp.testing.pki import PKI
+from ccp.x509.path_validation import TrustAnchors, VerifiedChain
 from tests.scripted_server import Reply, Scripted, error, json_reply, scripted
 from tests.server.access.parties.admin_calls import call, ok, within_five_seconds
 from tests.server.http.api.answers import sentences
 from tests.server.pool.peers.requests import to
 from tests.waiting import wait_until
-from tests.world import AT, Pool, new_emaid, party, start
+from tests.world import AT, Pool, new_emaid, opened, party, start
 
 ADMIN = party("admin", PartyRole.ADMIN)
 SECRET, NEXT = "first-secret", "second-secret"
@@ -223,3 +231,35 @@ def test_peer_list_is_ordered_and_has_peers_with_client_credentials(place: Place
     listed = ok(call(place.pool, "GET", "/peers"))["peers"]
     assert [peer["party_id"] for peer in listed] == sorted(peer["party_id"] for peer in listed)
     assert [peer["client_id"] for peer in listed if peer["party_id"] == "with-client"] == ["us"]
+
+
+def test_peer_links_that_were_replaced_are_closed_after_their_calls(place: Place) -> None:
+    """The task that closes them runs every five seconds; here it is called."""
+
+    async def run() -> None:
+        async with opened(place.pool.settings) as store:
+            peers = RegisteredPeers(
+                store, lambda: TrustAnchors.build([]), not_revoked, place.pool.settings, Metrics()
+            )  # fmt: skip
+            await peers.refresh()
+            link = peers._links["replaced"]
+            link.addressed_shares._take("caller")
+            await PeerRegistry(store).disable("replaced", Actor("cli:tester"), AT)
+            await peers.refresh()
+            assert [retired for _, retired in peers._retired] == [link]
+            await peers._close_retired()
+            assert len(peers._retired) == 1  # A broadcast may still hold it.
+            peers._retired = [(time.monotonic() - 30, link)]
+            await peers._close_retired()
+            assert len(peers._retired) == 1
+            link.addressed_shares.release("caller")
+            await peers._close_retired()
+            assert peers._retired == []
+            await peers.close()
+
+    place.add("replaced")
+    asyncio.run(run())
+
+
+async def not_revoked(chain: VerifiedChain, now: datetime) -> None:
+    """No chain is revoked."""

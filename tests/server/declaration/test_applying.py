@@ -1,0 +1,101 @@
+"""Applying a declaration while others change the registers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ccp.server.access.admin_changes import Actor
+from ccp.server.declaration import applying
+from ccp.server.declaration.differences import Kind
+from ccp.server.declaration.reader import Declaration, read_declaration
+from ccp.server.pool.peer_registry import PeerRegistry
+from ccp.server.settings import Settings
+from ccp.server.storage import Store, connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.queries.peers import Peer
+from tests.server.declaration.files import recorded
+from tests.world import AT
+
+BY = Actor("cli:tester")
+LATE = Peer("late", "https://late.example", token="token")
+PARTY = b'[[party]]\nname = "Example CPO"\nroles = ["cpo"]\n'
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    database = f"sqlite:///{tmp_path / 'ccp.db'}"
+    schema.upgrade(database)
+    return database
+
+
+def declaration(content: bytes = PARTY) -> Declaration:
+    return read_declaration(content, Path(), Settings(), {})
+
+
+def test_apply_prune_removes_nothing_that_appeared_after_the_question(url: str) -> None:
+    declared = declaration()
+
+    async def run(store: Store) -> None:
+        await PeerRegistry(store).add(replace(LATE, party_id="seen"), BY, AT)
+        plan = await applying.prepare(store, declared, AT, prune=True)
+        assert plan.differences.removed == {(Kind.PEER, "seen")}
+        await PeerRegistry(store).add(LATE, BY, AT)
+        with pytest.raises(applying.ChangedMeanwhile):
+            await applying.apply(store, declared, plan, BY, AT)
+        assert [peer.party_id for peer in await PeerRegistry(store).list_all()] == ["late", "seen"]
+
+    asyncio.run(opened(url, run))
+    assert recorded(url) == ["peer.added", "peer.added"]
+
+
+def test_apply_takes_up_what_another_process_has_changed_meanwhile(url: str) -> None:
+    """Another process adds the declared party: its secret stays, and the one generated here is not shown."""
+    declared = declaration()
+
+    async def run(store: Store) -> None:
+        plan = await applying.prepare(store, declared, AT, prune=False)
+        assert list(plan.generated) == ["example-cpo"]
+        other = await applying.prepare(store, declared, AT, prune=False)
+        await applying.apply(store, declared, other, BY, AT)
+        done = await applying.apply(store, declared, plan, BY, AT)
+        assert (done.differences.changes, done.generated) == ((), {})
+
+    asyncio.run(opened(url, run))
+    assert recorded(url) == ["party.added"]
+
+
+def test_apply_secrets_file_is_removed_when_the_change_fails(url: str, tmp_path: Path) -> None:
+    declared, path = declaration(), tmp_path / "secrets.toml"
+
+    async def run(store: Store) -> None:
+        plan = await applying.prepare(store, declared, AT, prune=False)
+
+        def fail(keep: Callable[[applying.Plan], None], kept: applying.Plan) -> None:
+            keep(kept)
+            assert path.read_text().startswith('"example-cpo" = "')
+            raise OSError("disk full")
+
+        async def attempt() -> None:
+            with applying.kept_secrets(path) as keep:
+                await applying.apply(store, declared, plan, BY, AT, lambda kept: fail(keep, kept))
+
+        with pytest.raises(OSError, match="disk full"):
+            await attempt()
+        assert not path.exists()
+
+    asyncio.run(opened(url, run))
+    assert recorded(url) == []
+
+
+async def opened(url: str, run: object) -> None:
+    store = connect(url)
+    await store.open()
+    try:
+        await run(store)  # type: ignore[operator]
+    finally:
+        await store.close()
