@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from ccp.cli import main
+from ccp.cli import main, output
 
 SOURCE = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-c", "from ccp.cli import main; main()"]
@@ -46,7 +46,10 @@ def ccp(*arguments: object, stdin: bytes = b"", env: Mapping[str, str] | None = 
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")
     given = io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
     status: Any = 0
+    # A sandbox in the checkout belongs to the developer.
+    sandbox = Path(os.devnull) if Path.cwd() == SOURCE else output.SANDBOX
     with (
+        patch.object(output, "SANDBOX", sandbox),
         patch.object(sys, "argv", ["ccp", *map(str, arguments)]),
         patch.object(sys, "stdin", given),
         patch.dict(os.environ, environment(**(env or {})), clear=True),

@@ -47,7 +47,8 @@ def test_doctor_prints_each_finding_with_what_to_do(tmp_path: Path) -> None:
     assert done.lines[place].split()[0] == "warning"
     assert "revocation = off: revoked certificates are accepted." in done.lines[place]
     assert done.lines[place + 1].strip() == f"→ {CODES['configuration.laboratory'].action}"
-    assert done.lines[-1].startswith("1 failure, 2 warnings; ")
+    assert done.lines[-2].startswith("1 failure, 2 warnings; ")
+    assert done.lines[-1] == "Every code: docs/doctor.md"
 
 
 def test_doctor_exit_status_is_that_of_the_worst_finding(tmp_path: Path, sandbox: Path) -> None:

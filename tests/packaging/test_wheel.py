@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import email
+import email.policy
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGE = ROOT / "tests" / "vectors" / "installation_res_iso2_opnc_example.b64"
@@ -105,3 +109,92 @@ def test_wheel_brings_to_each_extra_what_its_packages_need(folder: Path) -> None
     installed.install("[testing]")
     done = installed.python("from ccp.testing import PKI; import ccp.testing.partners; print(PKI.__name__)")
     assert (done.returncode, done.stdout) == (0, "PKI\n"), done.stderr
+
+
+# --- What the wheel carries ------------------------------------------------------------------------------------------
+
+
+def test_wheel_carries_licence_typed_marker_and_a_description_that_leads_somewhere(folder: Path) -> None:
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+        (metadata_name,) = [name for name in names if name.endswith(".dist-info/METADATA")]
+        (entry_points,) = [name for name in names if name.endswith(".dist-info/entry_points.txt")]
+        metadata = email.message_from_bytes(wheel.read(metadata_name), policy=email.policy.default)
+        assert b"ccp = ccp.cli:main" in wheel.read(entry_points)
+        (licence,) = [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+        assert wheel.read(licence) == (ROOT / "LICENSE").read_bytes()
+    assert "ccp/py.typed" in names
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
+    assert (metadata["License-Expression"], metadata["License-File"]) == ("Apache-2.0", "LICENSE")
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    text = metadata.get_payload()
+    assert text.lstrip().startswith("# opnc-ccp")
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(targets) > 20
+    assert [each for each in targets if not each.startswith(("https://", "#"))] == []
+    # As a package index renders it: blocks of code, tables and images became such, nothing is left as source.
+    html = MarkdownIt("commonmark").enable("table").render(text)
+    assert html.count("<table>") >= 2
+    assert "<img " in html
+    assert html.count("<pre>") >= 3
+    assert "```" not in html
+    assert "](" not in re.sub(r"<(pre|code)>.*?</\1>", "", html, flags=re.DOTALL)
+
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+def test_wheel_completes_commands_and_names_documents_by_url(folder: Path, tmp_path: Path) -> None:
+    installed = Installation(folder)
+    installed.install("[server]")
+    home = {"HOME": str(tmp_path), "ZDOTDIR": str(tmp_path), "TERM": "dumb"}
+    for shell in SHELLS:
+        # The shell is the parent process, by which completion is detected; only its name has to be right.
+        script = f'"{installed.bin}/ccp" --show-completion; exit $?'
+        detected = run("bash", "-c", f"exec -a {shell} bash -c '{script}'", **home)
+        named = run(installed.bin / "ccp", "--show-completion", shell, **home)
+        assert (detected.returncode, named.returncode) == (0, 0), detected.stderr + named.stderr
+        assert detected.stdout.strip() == named.stdout.strip()
+        assert f"complete_{shell}" in named.stdout
+        done = run(installed.bin / "ccp", "--install-completion", shell, **home)
+        assert (done.returncode, done.stderr) == (0, "")
+        (file,) = re.findall(r"is installed in (.+); it takes effect in a new", done.stdout)
+        assert f"complete_{shell}" in Path(file).read_text()
+        assert Path(file).is_relative_to(tmp_path)
+    assert run(installed.bin / "ccp", "--show-completion", "tcsh").returncode == 1
+
+    # In a real shell: what is offered for words that are begun.
+    path = f"{installed.bin}:{os.environ['PATH']}"
+    offered = run("bash", "-c", _COMPLETE, PATH=path, **home)
+    assert offered.stdout.split() == ["trust", "add", "list", "show", "remove", "export", "sync", "--offline"], offered
+    for variables, expected in (
+        ({"_CCP_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "ccp doctor --off"}, "--offline"),
+        (
+            {
+                "_CCP_COMPLETE": "complete_fish",
+                "_TYPER_COMPLETE_ARGS": "ccp tr",
+                "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+            },
+            "trust\t",
+        ),
+    ):  # fmt: skip
+        assert expected in run(installed.bin / "ccp", **variables, **home).stdout
+
+    url = f"sqlite:///{tmp_path}/none.db"
+    done = run(installed.bin / "ccp", "backup", "x.db", CCP_DATABASE="postgresql://ccp@127.0.0.1:1/ccp", **home)
+    assert re.search(r"see https://\S+/docs/operations\.md\.$", done.stderr.strip()), done.stderr
+    done = run(installed.bin / "ccp", "doctor", "--offline", CCP_DATABASE=url, CCP_PORT="1", **home)
+    assert done.returncode == 2
+    assert re.search(r"Every code: https://\S+/docs/doctor\.md$", done.stdout.strip())
+
+
+_COMPLETE = """
+source "$HOME/.bash_completions/ccp.sh"
+for line in "ccp tr" "ccp trust " "ccp doctor --off"; do
+    read -ra COMP_WORDS <<< "$line"
+    [[ $line == *" " ]] && COMP_WORDS+=("")
+    COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 )) COMPREPLY=()
+    _ccp_completion ccp
+    printf '%s\\n' "${COMPREPLY[@]}"
+done
+"""

@@ -19,7 +19,7 @@ from ccp.errors import ConfigurationError
 from ccp.ids import WMI, Namespace, ProviderId
 from ccp.server import settings
 from ccp.server.audit.actor import command_actor
-from ccp.server.domain.parties import Caller, Party, PartyRole
+from ccp.server.domain.parties import Caller, Party, PartyRole, check_owner_id
 from ccp.server.storage import Store
 from ccp.server.storage.queries import parties
 
@@ -169,7 +169,7 @@ def export_contracts(
     if as_json and target == "-":
         raise ConfigurationError("--json needs a file; without one, standard output is the export.")
     wanted = exporter.ExportFilter(
-        frozenset(map(ProviderId.parse, provider_id)),
+        _providers(provider_id),
         frozenset(map(WMI.parse, wmi)),
         frozenset(map(Namespace.parse, namespace)),
     )
@@ -182,3 +182,10 @@ def export_contracts(
         print_json({"file": target, "lines": count})
     else:
         print_line(f"{count:,} lines.", err=True)
+
+
+def _providers(texts: list[str]) -> frozenset[ProviderId]:
+    found = frozenset(ProviderId.parse(text, "provider-id") for text in texts)
+    for parsed in found:
+        check_owner_id(parsed, "provider-id")
+    return found

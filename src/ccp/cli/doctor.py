@@ -13,6 +13,7 @@ import typer
 from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_styled, print_table
 from ccp.server import logging
 from ccp.server.diagnosis import Diagnosis, Severity, diagnose
+from ccp.server.runtime.documents import document
 from ccp.server.settings.examination import SettingValue, Source, examine
 
 _MARKS: Final = {"ok": ("ok     ", "green"), "warning": ("warning", "yellow"), "failure": ("FAILURE", "bold red")}
@@ -99,3 +100,5 @@ def _print_summary(found: Diagnosis) -> None:
     ]
     print_line("")
     print_line(f"{', '.join(counts) or 'Nothing was found'}; {found.seconds:.1f} s")
+    if counts:
+        print_line(f"Every code: {document('doctor.md')}")

@@ -11,7 +11,17 @@ from typing import Annotated, Any
 
 import typer
 
-from ccp.cli.output import ConfigOption, JsonOption, YesOption, confirm, print_json, print_line, print_table, with_store
+from ccp.cli.output import (
+    ConfigOption,
+    JsonOption,
+    ServerConfigOption,
+    YesOption,
+    confirm,
+    print_json,
+    print_line,
+    print_table,
+    with_store,
+)
 from ccp.errors import ConfigurationError, NotFound
 from ccp.schemas.timestamps import rfc3339
 from ccp.server import settings
@@ -140,7 +150,7 @@ def drop(
 
 
 @app.command()
-def dispatch(config: ConfigOption = None) -> None:
+def dispatch(config: ServerConfigOption = None) -> None:
     """Send events until SIGTERM, beside the workers of `ccp serve` or instead of them (event_dispatch = false)."""
     from ccp.server import app as pool  # Imported here, because the other commands do without.
     from ccp.server import logging

@@ -30,9 +30,36 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SANDBOX: Final = Path(".sandbox") / "ccp.toml"
+"""Configuration of the sandbox that `make run` creates in a checkout."""
+
+
+def _or_sandbox(ctx: typer.Context, given: Path | None) -> Path | None:
+    """Take the sandbox below the current folder if nothing else names a pool, and say so.
+
+    Not if the environment names a database: a pool whose other settings are in the environment is not the sandbox.
+    """
+    if given is not None or ctx.resilient_parsing or os.environ.get("CCP_CONFIG") or Path("ccp.toml").exists():
+        return given
+    if not SANDBOX.is_file() or any(name.upper() == "CCP_DATABASE" for name in os.environ):
+        return None
+    typer.echo(f"Using the sandbox: {SANDBOX} (there is no ccp.toml here).", err=True)
+    return SANDBOX
+
+
 ConfigOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help="Configuration file. Default: CCP_CONFIG, else ccp.toml, else .sandbox/ccp.toml.",
+        callback=_or_sandbox,
+    ),
+]
+ServerConfigOption: TypeAlias = Annotated[
     Path | None, typer.Option("--config", "-c", help="Configuration file. Default: CCP_CONFIG, else ccp.toml.")
 ]
+"""For commands that serve: they never take a sandbox that nothing names."""
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 YesOption: TypeAlias = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 

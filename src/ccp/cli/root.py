@@ -9,7 +9,8 @@ import typer
 
 from ccp import __version__
 from ccp.cli.commands import LazyCommands
-from ccp.cli.output import print_line
+from ccp.cli.completion import completion
+from ccp.cli.output import print_exactly, print_line
 from ccp.errors import CCPError
 
 app = typer.Typer(
@@ -36,6 +37,9 @@ def run() -> None:
     defect of the pool.
     """
     try:
+        if (script := completion(sys.argv[1:], "ccp")) is not None:
+            print_exactly(f"{script}\n")
+            return
         app(prog_name="ccp")
     except CCPError as exc:
         for message in exc.messages:

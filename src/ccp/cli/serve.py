@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ccp.cli import startup
-from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table
+from ccp.cli.output import ConfigOption, JsonOption, ServerConfigOption, print_json, print_line, print_table
 from ccp.server import settings
 from ccp.server.settings import MetricsAccess, Settings
 from ccp.server.settings.services import SERVICES, ServiceSettings
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    config: ConfigOption = None,
+    config: ServerConfigOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,

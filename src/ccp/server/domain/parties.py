@@ -184,6 +184,15 @@ def derive_client_id(name: str) -> str:
     return f"party-{text}" if text in _RESERVED_CLIENT_IDS else text
 
 
+def check_owner_id(parsed: str, field: str) -> None:
+    """Refuse an underscore: an EMAID may have one, but an owner has letters and digits. Raises FieldError.
+
+    Source: ISO 15118-1.
+    """
+    if "_" in parsed:
+        raise FieldError(f"{field} : must have letters and digits; an underscore is no wildcard")
+
+
 def _ids_parser(kind: type[ProviderId] | type[OperatorId] | type[WMI], word: str) -> Callable[[Iterable[str]], Any]:
     """A parser of lists of ids, with an error for each malformed one."""
 
@@ -195,8 +204,7 @@ def _ids_parser(kind: type[ProviderId] | type[OperatorId] | type[WMI], word: str
                 # Shortened and as JSON, so that the sentence is printable.
                 named = f"{word} {json.dumps(text[:20])}"
                 parsed = kind.parse(text, named)
-                if "_" in parsed:  # An EMAID may have one, but a registered owner has letters and digits (ISO 15118-1).
-                    raise FieldError(f"{named} : must have letters and digits; an underscore is no wildcard")
+                check_owner_id(parsed, named)
                 found.add(parsed)
             except FieldError as exc:
                 problems += exc.messages

@@ -20,6 +20,7 @@ from ccp.client.session import validated_url
 from ccp.errors import ConfigurationError, Conflict, FieldError
 from ccp.ids import Fingerprint, ProviderId
 from ccp.server.access.admin_changes import Actor, Precondition, any_state, begin_change
+from ccp.server.domain.parties import check_owner_id
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import audit, peers, subscriptions
@@ -311,6 +312,8 @@ def _dialect(text: str) -> str:
 def _ids(field: str, kind: type[Fingerprint] | type[ProviderId]) -> Callable[[Iterable[str]], frozenset[Any]]:
     def parse(texts: Iterable[str]) -> frozenset[Any]:
         found = frozenset(kind.parse(text, field) for text in texts)
+        for parsed in found:
+            check_owner_id(parsed, field)
         if len(found) > MAX_IDS:
             raise FieldError(f"{field} : must be at most {MAX_IDS}")
         return found

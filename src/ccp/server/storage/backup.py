@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ccp.errors import ConfigurationError
+from ccp.server.runtime.documents import document
 from ccp.server.runtime.private_files import fsync_path
 from ccp.server.storage import restore as restoring
 from ccp.server.storage.engine import schema
@@ -233,7 +234,8 @@ def _exclusive(file: Path) -> Iterator[sqlite3.Connection | None]:
 def _sqlite_file(url: str) -> Path:
     if not url.startswith("sqlite:///"):
         raise ConfigurationError(
-            "This is for SQLite; PostgreSQL has pg_dump and its archive of write-ahead logs, see docs/operations.md."
+            "This is for SQLite; PostgreSQL has pg_dump and its archive of write-ahead logs, see "
+            f"{document('operations.md')}."
         )
     return schema.sqlite_file(url)
 
