@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes what compose.yaml needs, once: a CA, certificates of nginx and the database, and the database's password.
+# Makes what compose.yaml needs, once: a CA, certificates of nginx and the database, the database's password, and the
+# key for the secrets in the database.
 # Each service gets its own volume with its own files. TOP is for tests: the folder in which the volumes are.
 set -eu
 umask 077
@@ -31,11 +32,14 @@ if [ ! -e "$TOP/pool-secrets/pgpass" ]; then
   printf '%s' "$password" > "$TOP/database-secrets/password"
   printf 'database:5432:ccp:ccp:%s\n' "$password" > "$TOP/pool-secrets/pgpass"
 fi
+if [ ! -e "$TOP/pool-secrets/secrets-key" ]; then
+  openssl rand -base64 32 > "$TOP/pool-secrets/secrets-key"
+fi
 
 chmod 755 "$TOP/tls" "$TOP/database-tls" "$TOP/nginx-tls" "$TOP/pool-secrets" "$TOP/database-secrets"
 chmod 644 "$TOP/tls/ca.pem" "$TOP/database-tls/database.pem" "$TOP/nginx-tls/fullchain.pem"
 # The database's image runs as user 999, the pool as 10001. nginx reads its key as root.
 if [ "$(id -u)" = 0 ]; then
   chown 999:999 "$TOP/database-tls/database.key" "$TOP/database-secrets/password"
-  chown 10001:10001 "$TOP/pool-secrets/pgpass"
+  chown 10001:10001 "$TOP/pool-secrets/pgpass" "$TOP/pool-secrets/secrets-key"
 fi

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from ccp.server.storage.engine.secret_codec import CLEAR, SecretCodec
 from tests.deploy.tools import DEPLOY, ROOT, run, tool
 
 CONTAINERFILE = (DEPLOY / "Containerfile").read_text("utf-8")
@@ -97,10 +98,11 @@ def test_certificates_script_makes_a_chain_once_and_keeps_keys_private(tmp_path:
             [*command, "-CAfile", str(tmp_path / "tls/ca.pem"), str(tmp_path / leaf)], check=True, timeout=60
         )
     for path in files:
-        private = path.suffix == ".key" or path.name in ("privkey.pem", "password", "pgpass")
+        private = path.suffix == ".key" or path.name in ("privkey.pem", "password", "pgpass", "secrets-key")
         assert path.stat().st_mode & 0o777 == (0o600 if private else 0o644), path
     password = (tmp_path / "database-secrets/password").read_text()
     assert (tmp_path / "pool-secrets/pgpass").read_text() == f"database:5432:ccp:ccp:{password}\n"
+    assert SecretCodec(tmp_path / "pool-secrets/secrets-key").newest != CLEAR
     subprocess.run(script, env=env, check=True, timeout=60)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 

@@ -27,6 +27,16 @@ def test_systemd_unit_is_read_by_systemd_without_a_complaint(tmp_path: Path) -> 
     assert complaints(unit) == []
 
 
+def test_systemd_unit_with_credentials_is_read_by_systemd_without_a_complaint(tmp_path: Path) -> None:
+    unit = tmp_path / "ccp.service"
+    text = re.sub(r"^#(LoadCredential|Environment)=", r"\1=", UNIT.read_text("utf-8"), flags=re.MULTILINE)
+    assert text.count("LoadCredential=") == 2
+    names = set(re.findall(r"CCP_(\w+)=%d/", text))
+    assert names == {"SECRETS_KEY_FILE", "DATABASE_FILE"}
+    unit.write_text(text.replace("/opt/ccp/bin/ccp", "/bin/true"))
+    assert complaints(unit) == []
+
+
 def test_systemd_unit_has_the_exposure_that_it_states() -> None:
     output = run("systemd-analyze", "security", "--offline=true", "--no-pager", UNIT)
     measured = re.search(r"exposure level for ccp.service: ([\d.]+)", output)
