@@ -109,6 +109,11 @@ def test_wheel_brings_to_each_extra_what_its_packages_need(folder: Path) -> None
     installed.install("[testing]")
     done = installed.python("from ccp.testing import PKI; import ccp.testing.partners; print(PKI.__name__)")
     assert (done.returncode, done.stdout) == (0, "PKI\n"), done.stderr
+    assert not any(name.startswith("opentelemetry") for name in installed.packages())
+
+    installed.install("[otel]")
+    done = installed.python("import ccp.server.app, ccp.server.tracing.spans; print('ready')")
+    assert (done.returncode, done.stdout) == (0, "ready\n"), done.stderr
 
 
 # --- What the wheel carries ------------------------------------------------------------------------------------------

@@ -297,10 +297,18 @@ class AsyncClient(BaseClient):
     """Asynchronous client of a pool. It belongs to the event loop of its first call."""
 
     def __init__(
-        self, base_url: str, *, network_backend: httpcore.AsyncNetworkBackend | None = None, **options: Any
+        self,
+        base_url: str,
+        *,
+        network_backend: httpcore.AsyncNetworkBackend | None = None,
+        request_headers: Callable[[], Mapping[str, str]] = dict,
+        **options: Any,
     ) -> None:
-        """network_backend: opens the connections instead of httpcore's own. options: as for `Client`."""
+        """network_backend: opens the connections instead of httpcore's own. request_headers: returns further headers,
+        such as those of W3C Trace Context; called for each request. options: as for `Client`.
+        """
         self._network_backend = network_backend
+        self._request_headers = request_headers
         super().__init__(base_url, **options)
 
     def _open(self, options: dict[str, Any]) -> None:
@@ -398,7 +406,7 @@ class AsyncClient(BaseClient):
                     async with self._pool.stream(
                         exchange.method,
                         exchange.url,
-                        headers=_headers(exchange),
+                        headers=[*_headers(exchange), *self._request_headers().items()],
                         content=exchange.content,
                         extensions={"trace": progress.trace_async},
                     ) as response:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from fastapi import FastAPI
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ccp import __version__
 from ccp.errors import CCPError
-from ccp.server import logging, reloading, settings
+from ccp.server import logging, reloading, settings, tracing
 from ccp.server.access.authorization_server import AuthorizationServer
 from ccp.server.access.party_registry import PartyRegistry
 from ccp.server.access.rate_limits import RateLimits
@@ -76,6 +76,7 @@ from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.runtime.loop_lag import LoopLag
 from ccp.server.settings import Settings
 from ccp.server.storage import Store, connect
+from ccp.server.storage.engine.schema import is_postgres
 from ccp.server.storage.engine.time_limits import COMMANDS, REQUESTS, TimeLimits
 from ccp.server.storage.queries.change_counters import ChangeCounter
 from ccp.server.storage.snapshot_refresh import REFRESH_INTERVAL, Snapshot, SnapshotRefresher
@@ -85,6 +86,9 @@ from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
 from ccp.server.trust.root_catalogue import CurrentRootCatalogue
 from ccp.server.trust.root_sync import SyncTrigger, root_sync_task
+
+if TYPE_CHECKING:
+    from ccp.server.tracing.spans import Spans
 
 _log = structlog.get_logger("ccp.server.app")
 _RELOAD_TIMEOUT: Final = 60.0  # For tables that grow with the partners; a full reload reads them in portions.
@@ -141,16 +145,29 @@ class Services:
 
 
 def build_services(
-    config: Settings, clock: Clock = utc_now, metrics: Metrics | None = None, time_limits: TimeLimits = COMMANDS
+    config: Settings,
+    clock: Clock = utc_now,
+    metrics: Metrics | None = None,
+    time_limits: TimeLimits = COMMANDS,
+    spans: Spans | None = None,
 ) -> Services:
-    """Build a pool, for a server or for a command, without opening it. time_limits: of database queries."""
+    """Build a pool, for a server or for a command, without opening it.
+
+    time_limits: of database queries. spans: traces requests; None for none.
+    """
     metrics = metrics or Metrics()
     background = BackgroundTasks(metrics.task_failed)
     store = connect(config.database, config.database_connections, time_limits, config.secrets_key_file)
+    if spans is not None:
+        from ccp.server.storage.traced_store import TracedStore
+
+        store = TracedStore(store, spans, "postgresql" if is_postgres(config.database) else "sqlite")
     trust = TrustStore(store)
     budget = LoopBudget()
     loop_lag = LoopLag(metrics.loop_probed)
-    outbound = OutboundClient(config.egress_allow_networks, budget=budget, observe=metrics.service_request_ended)
+    outbound = OutboundClient(
+        config.egress_allow_networks, budget=budget, observe=metrics.service_request_ended, spans=spans
+    )
     external = ExternalServices.from_settings(config, outbound)
     guard = ClockGuard(clock, store.time)
     revocation = RevocationService(store, outbound, config, clock, background=background, checked_now=guard.checked)
@@ -165,10 +182,11 @@ def build_services(
         outbound.configured_backend,
         budget=budget,
         lag=loop_lag,
+        spans=spans,
     )
     subscribers = Subscribers(store)
     notifier = BufferedNotifier(store, subscribers)
-    pool = Pool(store, trust, revocation, peers, external, config, notifier, clock=clock, metrics=metrics)
+    pool = Pool(store, trust, revocation, peers, external, config, notifier, clock=clock, metrics=metrics, spans=spans)
     return Services(
         store, trust, budget, outbound, external, revocation, peers, subscribers, notifier, pool, background, guard,
         loop_lag,
@@ -229,7 +247,8 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
     clock = utc_now
     logging.configure(config)
     metrics = Metrics()
-    services = build_services(config, clock, metrics, REQUESTS)
+    spans = tracing.start(__version__)
+    services = build_services(config, clock, metrics, REQUESTS, spans)
     store, trust, external, pool = services.store, services.trust, services.external, services.pool
     background, guard = services.background, services.guard
     issuers = TrustedIssuers(
@@ -251,6 +270,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         guard,
         services.budget,
         connections.admission.has_time,
+        spans,
     )
 
     root_sync = SyncTrigger()
@@ -358,6 +378,8 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
                 await audit_stream.close()
             await services.notifier.close()
             await services.close()
+            if spans is not None:
+                await spans.close()
 
     # No viewer of the description: it would run third-party scripts on the origin of the token endpoint.
     app = Application(
@@ -431,7 +453,12 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         ]
     fast_path = FastPathMiddleware(app.framework, app.router.routes)
     addressed = ClientAddressMiddleware(fast_path, limits, metrics.forwarded_problem)
-    app.middleware_chain = TraceMiddleware(addressed, pseudonyms, refusals, metrics)
+    traced = TraceMiddleware(addressed, pseudonyms, refusals, metrics, None if spans is None else spans.trace_ids())
+    app.middleware_chain = traced
+    if spans is not None:
+        from ccp.server.http.middleware.request_spans import RequestSpanMiddleware
+
+        app.middleware_chain = RequestSpanMiddleware(traced, spans, traced.parties_and_ids)
     app.add_exception_handler(Exception, errors.handle_crash)
     app.add_exception_handler(CCPError, errors.handle_ccp_error)
     app.add_exception_handler(RequestValidationError, errors.handle_validation_error)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -35,6 +35,9 @@ from ccp.server.storage import Store
 from ccp.server.storage.queries import deliveries, delivery_queue, due_deliveries, outbox
 from ccp.server.storage.queries.deliveries import Delivery
 from ccp.server.storage.queries.delivery_queue import AttemptOutcome
+
+if TYPE_CHECKING:
+    from ccp.server.tracing.spans import Spans
 
 _log = structlog.get_logger("ccp.server.events")
 
@@ -92,11 +95,12 @@ class Dispatcher:
         guard: ClockGuard | None = None,
         budget: LoopBudget | None = None,
         has_capacity: Callable[[], bool] = lambda: True,
+        spans: Spans | None = None,
     ) -> None:
         """new_events: set when the outbox has new events. guard: None for a separate one.
 
         budget: shared with the other outbound clients of the event loop. has_capacity: asked before deliveries start;
-        False postpones them.
+        False postpones them. spans: traces attempts; None for none.
         """
         self._queue = FairQueue(has_capacity)
         self._guard = guard or ClockGuard(clock, store.time)
@@ -123,6 +127,7 @@ class Dispatcher:
             max_per_owner=None,
             budget=budget,
             observe=self._metrics.service_request_ended,
+            spans=spans,
         )
         self._sender = WebhookSender(store, self._outbound, clock, config.event_timeout)
         self._fan_out_size = _MAX_FAN_OUT

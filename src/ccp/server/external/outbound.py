@@ -19,7 +19,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import SplitResult
 
 import httpcore
@@ -34,6 +34,9 @@ from ccp.server.external.response_limits import ResponseLimitError
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.x509.http_urls import split_http_url
+
+if TYPE_CHECKING:
+    from ccp.server.tracing.spans import Spans
 
 _log = structlog.get_logger("ccp.server.external.outbound")
 
@@ -101,15 +104,17 @@ class OutboundClient:
         max_per_owner: int | None = _MAX_PER_OWNER,
         budget: LoopBudget | None = None,
         observe: CallObserver = lambda service, outcome, seconds: None,
+        spans: Spans | None = None,
     ) -> None:
         """allow: networks (CIDR) of private addresses that may be called even with `block_private`.
 
         max_per_owner: concurrent exchanges of one owner, so that hosts that hang delay their owner's other calls only;
         None if callers limit themselves. budget: shared with other clients of the event loop. observe: called at the
-        end of each request that names its service.
+        end of each request that names its service. spans: traces requests; None for none.
         """
         allowed = tuple(ipaddress.ip_network(network) for network in allow)
         self._observe = observe
+        self._spans = spans
         self._budget = budget or LoopBudget()
         self._slots = None if max_per_owner is None else KeyedSlots(max_per_owner)
         # Separate resolvers: names from certificates must not delay the resolution of the operator's own services.
@@ -173,10 +178,12 @@ class OutboundClient:
         """
         began, outcome = time.monotonic(), "abandoned"
         try:
-            response = await self._exchange(
-                method, url, block_private, headers, content, timeout, max_bytes, truncate, OutboundCall(owner, party),
-                tls,
-            )  # fmt: skip
+            call = OutboundCall(owner, party)
+            options = block_private, content, timeout, max_bytes, truncate, call, tls
+            if self._spans is None:
+                response = await self._exchange(method, url, headers, *options)
+            else:
+                response = await self._traced(self._spans, service, method, url, headers, options)
             outcome = outcome_of(response.status)
         except OutboundError as exc:
             outcome = "no_answer" if exc.host_failed else "not_called"
@@ -186,12 +193,31 @@ class OutboundClient:
                 self._observe(service, outcome, time.monotonic() - began)
         return response
 
+    async def _traced(
+        self, spans: Spans, service: str, method: str, url: str, headers: Mapping[str, str] | None, options: Any
+    ) -> HttpResponse:
+        """An exchange with a span, whose trace the request carries. The span names the host only where it is no secret
+        of a partner: not for a webhook.
+        """
+        attributes = {"http.request.method": method, "ccp.service": service or "other"}
+        if service != "webhook":
+            attributes["server.address"] = host_of(url)
+        with spans.outbound(f"{method} {service}".rstrip(), attributes) as span:
+            try:
+                response = await self._exchange(method, url, {**(headers or {}), **spans.headers()}, *options)
+            except OutboundError as exc:
+                spans.set_status(span, 0, "no_answer" if exc.host_failed else "not_called")
+                raise
+            status = response.status
+            spans.set_status(span, status, str(status) if status >= 400 else None)
+        return response
+
     async def _exchange(
         self,
         method: str,
         url: str,
-        block_private: bool,
         headers: Mapping[str, str] | None,
+        block_private: bool,
         content: bytes,
         timeout: float,  # noqa: ASYNC109
         max_bytes: int,

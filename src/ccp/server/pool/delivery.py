@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -55,6 +55,9 @@ from ccp.server.trust.revocation import RevocationService
 from ccp.verify import InstallationRequest, VerifiedInstallationRequest
 from ccp.x509.revocation_evidence import CertificateRef
 from ccp.x509.revocation_policy import DeferredRevocation, RevocationPolicy, RevocationState, check_refs
+
+if TYPE_CHECKING:
+    from ccp.server.tracing.spans import Spans
 
 _log = structlog.get_logger("ccp.server.pool.delivery")
 
@@ -204,6 +207,10 @@ class Delivery:
             "The pool that the request is for has nothing for the vehicle now.",
             code=ErrorCode.NO_CONTRACT_AT_ADDRESSED_POOL,
         )
+
+    def trace(self, spans: Spans) -> None:
+        """Give the verification of requests, and the requests to other pools, spans from now on."""
+        self._verify = spans.traced("verify request", self._verify)  # type: ignore[method-assign]
 
     async def _verify(self, request: InstallationRequest, now: datetime) -> VerifiedInstallationRequest:
         """Verify a vehicle's request.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ccp.server.events import EventSink, NullSink
 from ccp.server.external.services import ExternalServices
@@ -35,6 +35,9 @@ from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
 from ccp.x509.path_validation import TrustAnchors
 
+if TYPE_CHECKING:
+    from ccp.server.tracing.spans import Spans
+
 
 class Pool:
     """Operations are attributes: each is a bound method, so its signature and docstring are in one place, and a
@@ -53,15 +56,18 @@ class Pool:
         *,
         clock: Callable[[], datetime] = utc_now,
         metrics: Metrics | None = None,
+        spans: Spans | None = None,
     ) -> None:
         """events: is notified of deliveries and changes.
 
-        clock: gives the time of a change, while its vehicle is locked.
+        clock: gives the time of a change, while its vehicle is locked. spans: traces verification; None for none.
         """
         events = events or NullSink()
         self._trust = trust
 
         delivery = Delivery(store, trust, revocation, peers, external, settings, events)
+        if spans is not None:
+            delivery.trace(spans)
         self.deliver: Final = delivery.deliver
         previews = DeliveryPreviews(store, revocation, external, settings)
         self.preview_delivery: Final = previews.of
@@ -80,6 +86,8 @@ class Pool:
         self.publication: Final = Publication(
             store, trust, revocation, external, settings, events, reports, clock, metrics or Metrics()
         )
+        if spans is not None:
+            self.publication.trace(spans)
         self.publish: Final = self.publication.publish
         self.dry_run: Final = self.publication.dry_run
 

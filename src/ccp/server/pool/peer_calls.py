@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
@@ -32,6 +32,9 @@ from ccp.server.pool.peer_ranking import PeerRanking
 from ccp.server.runtime.loop_lag import LoopLag
 from ccp.server.storage.queries.peers import Peer
 from ccp.verify import VerifiedInstallationRequest
+
+if TYPE_CHECKING:
+    from ccp.server.tracing.spans import Spans
 
 _log = structlog.get_logger("ccp.server.pool.peers")
 
@@ -79,6 +82,10 @@ class VehicleCalls:
         self._lag = lag
         self._own_id = own_id
         self.timeout: Final = timeout
+
+    def trace(self, spans: Spans) -> None:
+        """Give each request a span from now on."""
+        self.ask = spans.traced("ask peer", self.ask, client=True)  # type: ignore[method-assign]
 
     async def ask(
         self,

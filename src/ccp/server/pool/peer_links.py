@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ssl
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -91,14 +92,17 @@ def open_link(
     tls: TLS | ssl.SSLContext,
     metrics: Metrics,
     network_backend: AsyncNetworkBackend | None,
+    request_headers: Callable[[], Mapping[str, str]] = dict,
 ) -> PeerLink:
     """Build the link to a peer; it connects with the first request.
 
-    request_timeout: seconds for an addressed request. Raises ConfigurationError, ValueError.
+    request_timeout: seconds for an addressed request. request_headers: further headers of each request.
+    Raises ConfigurationError, ValueError.
     """
     vehicle_client, addressed_client = (
         AsyncClient(
             network_backend=network_backend,
+            request_headers=request_headers,
             tls=tls,
             **client_options(peer, request_timeout, max_connections),  # type: ignore[arg-type]
         )

@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 
 import structlog
 from httpcore import AsyncNetworkBackend
@@ -47,6 +47,9 @@ from ccp.verify import VerifiedInstallationRequest
 from ccp.x509.path_validation import TrustAnchors, VerifiedChain
 
 __all__ = ["NoPeers", "Peers", "RegisteredPeers", "Sender"]
+
+if TYPE_CHECKING:
+    from ccp.server.tracing.spans import Spans
 
 _log = structlog.get_logger("ccp.server.pool.peers")
 
@@ -162,12 +165,15 @@ class RegisteredPeers:
         *,
         budget: LoopBudget | None = None,
         lag: LoopLag | None = None,
+        spans: Spans | None = None,
     ) -> None:
         """anchors: returns the trust anchors. refuse_revoked: raises RevokedError for a chain known to be revoked.
 
         network_backend: makes the connections to peers; None: httpcore's own. budget, lag: of the event loop.
+        spans: traces requests; None for none.
         """
         self._network_backend = network_backend
+        self._spans = spans
         self._tls: ssl.SSLContext | None = None
         self._store = store
         self._anchors = anchors
@@ -191,6 +197,9 @@ class RegisteredPeers:
             own_id=settings.pool_id,
             timeout=settings.peer_delivery_timeout,
         )
+        if spans is not None:
+            self._calls.trace(spans)
+            self.call = spans.traced("call peer", self.call, client=True)  # type: ignore[method-assign]
         self._broadcast_limits = BroadcastLimits(settings.broadcast_rate, lambda: self._lag.recent_max)
         self._broadcasts = Broadcasts(self._calls, self._broadcast_limits, self._negatives, ranking, metrics)
 
@@ -218,7 +227,12 @@ class RegisteredPeers:
                 continue
             try:
                 kept[name] = open_link(
-                    peer, self._request_timeout, self._tls_of(peer), self._metrics, self._network_backend
+                    peer,
+                    self._request_timeout,
+                    self._tls_of(peer),
+                    self._metrics,
+                    self._network_backend,
+                    *(() if self._spans is None else (self._spans.headers,)),
                 )
             except (CCPError, ValueError) as exc:
                 _log.warning("peer not usable", peer=name, reason=str(exc))

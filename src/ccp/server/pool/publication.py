@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -38,6 +38,9 @@ from ccp.server.trust.revocation import RevocationService
 from ccp.verify import lint
 from ccp.verify.report import CheckList
 from ccp.x509.revocation_policy import DeferredRevocation
+
+if TYPE_CHECKING:
+    from ccp.server.tracing.spans import Spans
 
 _log = structlog.get_logger("ccp.server.pool.publication")
 
@@ -146,6 +149,10 @@ class Publication:
         )
         leaves = verified.contract_chain.leaf, verified.cps_chain.leaf
         return ValidatedContract(contract, lint.lint_response(response, self._trust.anchors, now, leaves))
+
+    def trace(self, spans: Spans) -> None:
+        """Give the verification of publications a span from now on."""
+        self.validate = spans.traced("verify response", self.validate)  # type: ignore[method-assign]
 
     async def store(self, caller: Caller, contract: SignedContract) -> None:
         """Store a validated contract; durable when this returns. Raises LimitExceeded, MismatchError, Unavailable."""

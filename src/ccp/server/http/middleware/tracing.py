@@ -115,12 +115,20 @@ def trace_of(scope: Scope) -> Trace:
 class TraceMiddleware:
     """ASGI middleware, the outermost."""
 
-    def __init__(self, app: ASGIApp, pseudonyms: Pseudonyms, refusals: AccessDenialRecorder, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        pseudonyms: Pseudonyms,
+        refusals: AccessDenialRecorder,
+        metrics: Metrics,
+        trace_ids: Iterator[str] | None = None,
+    ) -> None:
+        """trace_ids: an id for each request; None for random ones."""
         self._app = app
         self._pseudonyms = pseudonyms
         self._refusals = refusals
         self._metrics = metrics
-        self._trace_ids = _trace_ids()
+        self._trace_ids = trace_ids or _trace_ids()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -176,9 +184,7 @@ class TraceMiddleware:
             "trace_id": trace.id,
             "method": scope["method"],
             "operation": trace.operation,
-            "caller": trace.caller if _is_client_id(trace) else self._pseudonyms.pseudonymise_text(trace.caller),
-            "owner": trace.owner,
-            **self._ids(trace),
+            **self.parties_and_ids(trace),
             "status": status,
             "outcome": outcome,
             **({} if code is None else {"code": code.value}),
@@ -206,6 +212,14 @@ class TraceMiddleware:
             text = "/".join(segments)
             shown.append(text if known else self._pseudonyms.pseudonymise_text(text) or "")
         return "/".join(shown)[:_SHOWN_PATH]
+
+    def parties_and_ids(self, trace: Trace) -> dict[str, str | None]:
+        """Caller, owner and ids of a request as logs and traces may have them."""
+        return {
+            "caller": trace.caller if _is_client_id(trace) else self._pseudonyms.pseudonymise_text(trace.caller),
+            "owner": trace.owner,
+            **self._ids(trace),
+        }
 
     def _ids(self, trace: Trace) -> dict[str, str]:
         named = {"emaid": self._pseudonyms.pseudonymise(trace.emaid), "pcid": self._pseudonyms.pseudonymise(trace.pcid)}

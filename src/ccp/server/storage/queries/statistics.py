@@ -28,6 +28,10 @@ from ccp.x509.revocation_policy import RevocationPolicy
 MAX_LEASE: Final = timedelta(minutes=10)
 """Upper limit of the time for one count."""
 _MAX_WEBHOOKS: Final = 100
+# SQLite keeps the order of a cross join. By itself it reads every contract for the few certificates that are revoked.
+_EVIDENCE_FIRST: Final = (
+    "evidence e cross join contract c where c.certificate_issuer = e.issuer and c.certificate_serial = e.serial"
+)
 _MAX_AUTHORITIES: Final = 200  # Certificates with expired evidence that are looked at to find sub-CAs.
 
 
@@ -125,9 +129,8 @@ def all_contracts() -> Query[int]:
 def revoked_contracts(now: datetime) -> Query[int]:
     """The number of contracts with an unexpired variant whose certificate is revoked. Cost: revoked certificates."""
     rows = yield (
-        "select count(distinct c.emaid) from evidence e join contract c "
-        "on c.certificate_issuer = e.issuer and c.certificate_serial = e.serial "
-        "where e.status = 'revoked' and c.valid_to >= $1",
+        f"select count(distinct c.emaid) from {_EVIDENCE_FIRST} "  # noqa: S608  constants
+        "and e.status = 'revoked' and c.valid_to >= $1",
         (int(now.timestamp()),),
     )
     return int(rows[0][0])
@@ -149,9 +152,8 @@ def contracts_without_evidence(policy: RevocationPolicy, now: datetime) -> Query
     overdue = sorted(issuer for issuer, next_update in rows if next_update < limit)
     # Certificates whose evidence is an OCSP response alone.
     rows = yield (
-        "select c.certificate_issuer, count(distinct c.emaid) from evidence e join contract c "
-        "on c.certificate_issuer = e.issuer and c.certificate_serial = e.serial "
-        "where e.status <> 'revoked' and (e.status <> 'good' or e.next_update < $1) and c.valid_to >= $2 "
+        f"select c.certificate_issuer, count(distinct c.emaid) from {_EVIDENCE_FIRST} "  # noqa: S608
+        "and e.status <> 'revoked' and (e.status <> 'good' or e.next_update < $1) and c.valid_to >= $2 "
         "group by c.certificate_issuer",
         (limit, valid_to),
     )
@@ -180,9 +182,9 @@ def _unknown_authorities(limit: int, listed: set[str]) -> Query[list[str]]:
     # Sub-CAs are valid for longer than the contracts that they issue, so they come first. The key id of any other
     # certificate is not that of an issuer.
     rows = yield (
-        "select w.issuer, w.certificate from watched_certificate w join evidence e "
-        "on e.issuer = w.issuer and e.serial = w.serial "
-        "where e.status <> 'revoked' and (e.status <> 'good' or e.next_update < $1) "
+        "select w.issuer, w.certificate from evidence e cross join watched_certificate w "
+        "where w.issuer = e.issuer and w.serial = e.serial "
+        "and e.status <> 'revoked' and (e.status <> 'good' or e.next_update < $1) "
         "order by w.not_after desc limit $2",
         (limit, _MAX_AUTHORITIES),
     )
@@ -200,7 +202,8 @@ def vehicles_by_state() -> Query[dict[str, int]]:
     rows = yield (
         "select case when v.default_emaid is null then 'no_default' when v.default_chosen then 'chosen' "
         "when v.contested is not null then 'contested' else 'automatic' end as state, count(*) "
-        "from (select pcid from contract group by pcid) as p join vehicle v on v.pcid = p.pcid group by state",
+        "from vehicle v where v.default_emaid is not null "
+        "or exists (select 1 from contract c where c.pcid = v.pcid) group by state",
         (),
     )
     return {state.value: 0 for state in VehicleState} | {state: int(count) for state, count in rows}
@@ -210,19 +213,31 @@ def vehicles_by_state() -> Query[dict[str, int]]:
 def evidence_counts(now: datetime) -> Query[dict[str, EvidenceStatistics]]:
     """Evidence that the pool keeps up to date, by kind; without the grace that deliveries allow for expired evidence.
 
-    OCSP responses of certificates that are checked again (`watched_certificate`), and CRLs.
+    OCSP responses and CRLs. A response that is not refreshed, such as that of a vehicle, does not count when it has
+    expired.
     """
-    columns = "count(*), sum(case when {0}.next_update < $1 then 1 else 0 end), min({0}.this_update)"
-    responses = yield (
-        f"select {columns.format('e')} from watched_certificate w join evidence e "  # noqa: S608  constants
-        "on e.issuer = w.issuer and e.serial = w.serial where e.status = 'good' and w.not_after >= $2",
-        (microseconds(now), int(now.timestamp())),
+    at = microseconds(now)
+    current = yield (
+        "select count(*), min(this_update) from evidence where status = 'good' and next_update >= $1",
+        (at,),
     )
-    lists = yield f"select {columns.format('crl')} from crl", (microseconds(now),)  # noqa: S608  constants
+    expired = yield (
+        "select count(*), min(e.this_update) from evidence e cross join watched_certificate w "
+        "where w.issuer = e.issuer and w.serial = e.serial and e.status = 'good' and e.next_update < $1",
+        (at,),
+    )
+    lists = yield (
+        "select sum(case when next_update >= $1 then 1 else 0 end), sum(case when next_update < $1 then 1 else 0 end), "
+        "min(this_update) from crl",
+        (at,),
+    )
     found = {}
-    for kind, ((number, expired, oldest),) in (("ocsp", responses), ("crl", lists)):
-        late = int(expired or 0)
-        found[kind] = EvidenceStatistics(int(number) - late, late, None if oldest is None else instant(oldest))
+    for kind, fresh, late, *times in (
+        ("ocsp", current[0][0], expired[0][0], current[0][1], expired[0][1]),
+        ("crl", *lists[0]),
+    ):
+        oldest = min((each for each in times if each is not None), default=None)
+        found[kind] = EvidenceStatistics(int(fresh or 0), int(late or 0), None if oldest is None else instant(oldest))
     return found
 
 
