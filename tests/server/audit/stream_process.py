@@ -16,7 +16,7 @@ from ccp.server.runtime.clock import utc_now
 from ccp.server.settings import Settings
 from ccp.server.storage import connect
 
-LEASE = 0.8
+LEASE = 3.0  # Longer than a busy machine stops a process for, so that only a kill makes a seam.
 INTERVAL = 0.02
 PER_LANE = 2
 
