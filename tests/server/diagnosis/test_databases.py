@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,23 @@ def test_database_schema_that_is_older_newer_or_absent(tmp_path: Path) -> None:
     assert "database.schema-newer" in doctor("--config", path).codes
     sql(url, "drop table alembic_version")
     assert "The schema is absent" in doctor("--config", path).finding("database.schema")["message"]
+
+
+def test_database_with_encrypted_secrets_is_opened_with_the_key_file(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(base64.b64encode(bytes(range(32))).decode() + "\n")
+    (tmp_path / "keys").chmod(0o600)
+    path = configuration(
+        tmp_path, 'secrets_key_file = "keys"\naudit_stream = "file"\naudit_stream_file = "later.jsonl"\n'
+    )
+    ccp_ok("db", "upgrade", "--config", path)
+    ccp_ok(
+        "peer", "add", "b", "http://127.0.0.1:9", "--client-id", "us", "--config", path, env={"CCP_PEER_SECRET": "s"}
+    )
+    report = doctor("--config", path)
+    assert "peer.unreachable" in report.codes
+    assert not report.codes & {"database.unreachable", "file.missing", "configuration.invalid"}
+    (tmp_path / "keys").write_text(base64.b64encode(bytes(32)).decode() + "\n")
+    assert "database.unreachable" in doctor("--config", path).codes
 
 
 def test_database_on_a_network_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

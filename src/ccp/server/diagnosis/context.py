@@ -69,7 +69,7 @@ class Context:
             raise StoreClosed from exc
 
     async def _open(self) -> Store:
-        store = connect(self.settings.database, 2, _LIMITS)
+        store = connect(self.settings.database, 2, _LIMITS, self.settings.secrets_key_file)
         async with asyncio.timeout(_OPEN_TIMEOUT):
             await store.open()
         return store

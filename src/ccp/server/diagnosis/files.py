@@ -20,7 +20,7 @@ from ccp.server.storage.engine.schema import is_postgres, sqlite_file
 
 _PUBLIC: Final = frozenset({"rate_limit_file", "jwks_file"})
 """Settings with the ending of secret files that hold no secret."""
-_CREATED: Final = frozenset({"rate_limit_file"})
+_CREATED: Final = frozenset({"rate_limit_file", "audit_stream_file"})
 """Files that the pool creates itself."""
 _DATABASE_FILES: Final = {"sslkey": True, "sslcert": False, "sslrootcert": False, "sslcrl": False, "passfile": True}
 """Parameters of a PostgreSQL URL that name files, and whether these are private."""
