@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import ssl
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from cryptography import x509
 
 from ccp import __version__
 from ccp.server.domain.parties import PartyRole
@@ -25,6 +27,7 @@ from ccp.server.storage.engine.schema_version import HEAD
 from ccp.server.storage.queries import webhooks
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_ok
+from tests.cli.served_sandbox import free_port, own_certificate, serving
 from tests.databases import Server
 from tests.scripted_server import DROP, error, json_reply, scripted
 from tests.server.events.receiver import receiving, webhook
@@ -216,3 +219,14 @@ def test_metrics_pass_the_check_of_promtool(pkis: dict[str, PKI], tmp_path: Path
         text = httpx.get(f"{pool.base_url}/metrics").text
     checked = subprocess.run([tool, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def test_metrics_show_the_end_of_the_tls_certificate(tmp_path: Path) -> None:
+    certificate, key = own_certificate(tmp_path)
+    context = ssl.create_default_context(cafile=str(certificate))
+    port = free_port()
+    arguments = ["--port", port, "--tls-cert", certificate, "--tls-key", key]
+    with serving(f"https://127.0.0.1:{port}", *arguments, verify=context, log=tmp_path / "log", cwd=tmp_path) as http:
+        not_after = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc.timestamp()
+        name = "ccp_tls_certificate_not_after_timestamp_seconds"
+        wait_until(lambda: sample(parse_metrics(http.get("/metrics").text), name, file="cert.pem") == not_after)
