@@ -385,6 +385,10 @@ class ErrorCode(StrEnum):
         "sentence says otherwise.",
         "Repeat the request after Retry-After. If it repeats, the operator looks at the log.",
     )  # fmt: skip
+    DATABASE_UNAVAILABLE = ("database-unavailable", Responsible.OPERATOR, 503,
+        "The database does not answer, or cannot write. Nothing has changed, unless the sentence says otherwise.",
+        "Repeat the request after Retry-After. The operator looks at the database.",
+    )  # fmt: skip
     POOL_UNAVAILABLE = ("pool-unavailable", Responsible.OPERATOR, 503,
         "Another pool that the request is for cannot be reached, failed, or is asked too often.",
         "Repeat the request after Retry-After. If it repeats, the operators of the two pools talk: ccp peer.",
@@ -426,6 +430,7 @@ class ErrorCode(StrEnum):
 
 
 HEADER: Final = "X-Error-Code"
+BY_VALUE: Final[Mapping[str, ErrorCode]] = {code.value: code for code in ErrorCode}
 
 HTTP_CODES: Final[Mapping[int, ErrorCode]] = {
     400: ErrorCode.HTTP_INVALID,

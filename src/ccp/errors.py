@@ -45,12 +45,14 @@ class CCPError(Exception):
     """Base class.
 
     messages: at least one sentence, safe to show to a partner. code: None for that of the class. check: name of the
-    failed check of a verification, None outside of one.
+    failed check of a verification, None outside of one. concerned: EMAIDs of the contracts that could not be delivered.
+    No message names them.
     """
 
     outcome: ClassVar[str] = "error"
     code: ErrorCode = ErrorCode.INTERNAL_ERROR
     check: str | None = None
+    concerned: tuple[str, ...] = ()
 
     def __init__(self, *messages: str, code: ErrorCode | None = None) -> None:
         super().__init__(*messages)
@@ -256,6 +258,7 @@ class DatabaseUnavailable(Unavailable):
     """The database does not answer, or cannot write."""
 
     outcome = "database_unavailable"
+    code = ErrorCode.DATABASE_UNAVAILABLE
 
 
 class UpstreamError(CCPError):

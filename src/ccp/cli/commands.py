@@ -57,6 +57,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
         "purge", "Remove contracts that have expired or are revoked; car makers are notified as of any removal."
     ),
     "erase": Entry("erase", "Erase all data about a contract or a vehicle; the audit trail stays verifiable."),
+    "why": Entry("why", "Say why a vehicle got no contract, and who has to do what. Exit status 1 without a record."),
     "import": Entry("bulk", "Publish signed contracts in bulk, with the same checks as PUT."),
     "export": Entry("bulk", "Write every variant of every contract as JSON Lines that PUT and `ccp import` accept."),
     "backup": Entry("backup", "Copy the SQLite database while the pool runs. The copy is checked and flushed to disk."),

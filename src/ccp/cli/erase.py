@@ -70,6 +70,7 @@ def erase(
         "variants": erased.variants,
         "events": erased.events,
         "deliveries": erased.deliveries,
+        "refusals": erased.refusals,
         "evidence": erased.evidence + erased.watched,
         "audit_rows": erased.audit_rows,
         "vehicle": int(erased.vehicle),
@@ -97,6 +98,7 @@ def _print(erased: Erased, counts: dict[str, int], dry_run: bool) -> None:
         "signed response(s)",
         "unsent event(s)",
         "remembered deliveries",
+        "refused deliveries",
         "entries of revocation evidence",
     )
     for count, word in zip(counts.values(), words, strict=False):

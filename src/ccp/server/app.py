@@ -8,7 +8,7 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -26,6 +26,8 @@ from ccp.server.access.rate_limits import RateLimits
 from ccp.server.access.trusted_issuers import TrustedIssuers
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.refusals import AccessDenialRecorder
+from ccp.server.audit.refused_deliveries import RefusedDeliveries
+from ccp.server.audit.request_counts import RequestCountWriter
 from ccp.server.audit.stream import AuditStream
 from ccp.server.audit.stream_receivers import receiver_of
 from ccp.server.events import BufferedNotifier, Dispatcher, Subscribers
@@ -46,6 +48,7 @@ from ccp.server.http.request_context import RequestContext
 from ccp.server.http.routes import (
     admin,
     admin_peers,
+    admin_refusals,
     documentation,
     est,
     events,
@@ -58,6 +61,7 @@ from ccp.server.http.routes import (
     subscribed_events,
 )
 from ccp.server.http.routes import metrics as metrics_route
+from ccp.server.http.routes import refusals as refusal_routes
 from ccp.server.http.routes.health import Health
 from ccp.server.http.tls import Loop as TLSLoop
 from ccp.server.http.tls import TLSFiles
@@ -311,6 +315,16 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
     if config.audit_stream is not None:
         receiver = receiver_of(config, services.outbound)
         audit_stream = AuditStream(store, receiver, config.audit_stream, clock, metrics)
+    refused_deliveries = RefusedDeliveries(
+        store,
+        clock,
+        guard.checked,
+        retention=timedelta(seconds=config.refusal_retention),
+        keep_requests=config.keep_refused_requests,
+        dropped=metrics.refusal_dropped,
+        overloaded=lambda: connections.admission.overloaded,
+    )
+    counts = RequestCountWriter(store, metrics.counts, clock, guard.checked)
     health = Health(store, config.drain_period, trust.reasons, background.reasons, guard.reasons)
 
     def reload_tls(changed: Settings) -> None:
@@ -358,6 +372,8 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         refusals.open(background)
         if audit_stream is not None:
             background.add(audit_stream.task())
+        refused_deliveries.open(background)
+        counts.open(background)
         if is_worker:
             # Startup objects live as long as the process. Freezing them keeps full collections from pausing requests.
             gc.collect()
@@ -372,6 +388,8 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         finally:
             await dispatcher.close()
             await refusals.close()
+            await refused_deliveries.close()
+            await counts.close()
             root_sync.close()
             await background.close()
             if audit_stream is not None:
@@ -437,6 +455,8 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         subscribed_events.route(context, pool, sources, services.peers.negatives.forget, root_sync.request),
         *events.router(webhooks, context, events.OPNC).routes,
         *admin.router(registry, statistics, context).routes,
+        *admin_refusals.router(store, context).routes,
+        *refusal_routes.router(store, context).routes,
         *admin_peers.router(PeerRegistry(store), context).routes,
         *est.routes(enrolment, context),
         *health.routes(),
@@ -453,7 +473,8 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         ]
     fast_path = FastPathMiddleware(app.framework, app.router.routes)
     addressed = ClientAddressMiddleware(fast_path, limits, metrics.forwarded_problem)
-    traced = TraceMiddleware(addressed, pseudonyms, refusals, metrics, None if spans is None else spans.trace_ids())
+    trace_ids = None if spans is None else spans.trace_ids()
+    traced = TraceMiddleware(addressed, pseudonyms, refusals, metrics, trace_ids, refused_deliveries)
     app.middleware_chain = traced
     if spans is not None:
         from ccp.server.http.middleware.request_spans import RequestSpanMiddleware

@@ -213,6 +213,7 @@ def test_operations_page_lists_all_metrics() -> None:
     metrics.requests_admitted("any", 1, 2, 3.0)
     metrics.events_pending(1, 2, 3, 4.0)
     metrics.task_failed("any")
+    metrics.refusal_dropped("any")
     metrics.service_request_ended("any", "ok", 0.1)
     metrics.database_sampled(1, 2, 3)
     metrics.queue_sampled("any", 1)

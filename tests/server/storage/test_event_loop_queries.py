@@ -28,6 +28,8 @@ from ccp.server.storage.queries import (
     erasure,
     parties,
     purging,
+    refusals,
+    request_counts,
     revocation,
     secrets,
     statistics,
@@ -119,6 +121,11 @@ QUERIES: dict[str, Any] = {
     "queries.vehicles_by_state": LONG,
     "queries.evidence_counts": LONG,
     "queries.longest_backlogs": LONG,
+    "queries.callers": LONG,
+    "refusals.search": LONG,
+    "refusals query": LONG,
+    "of_contracts": LONG,
+    "request_counts.read": LONG,
 }
 LONG_ONES = (
     deliveries.backlog(),
@@ -143,6 +150,11 @@ LONG_ONES = (
     statistics.vehicles_by_state(),
     statistics.evidence_counts(AT),
     statistics.longest_backlogs(),
+    refusals.callers(),
+    refusals.search(refusals.RefusalFilter(), 50),
+    refusals.search_of_vehicles(["WEX"], "oem", refusals.RefusalFilter(), 50),
+    refusals.search_of_contracts(["DEEXA"], refusals.RefusalFilter(), 50),
+    request_counts.read(AT, AT),
 )
 LARGE = (
     "contract", "vehicle", "emaid_claim", "evidence", "watched_certificate", "outbox", "delivery", "audit", "party",

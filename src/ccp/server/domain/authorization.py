@@ -48,6 +48,8 @@ class AdminOperation(StrEnum):
     ROTATE_PEER_SECRET = "RotatePeerSecret"  # noqa: S105  a name, not a secret
     GET_ROLES = "GetRoles"
     GET_EXPIRY = "GetExpiry"
+    LIST_REFUSALS = "ListRefusals"
+    GET_STATISTICS = "GetStatistics"
 
 
 class OCPPOperation(StrEnum):
@@ -76,6 +78,12 @@ class EnrolmentOperation(StrEnum):
     CA_CERTIFICATES = "CACerts"
     ENROL = "SimpleEnroll"
     REENROL = "SimpleReenroll"
+
+
+class RefusalOperation(StrEnum):
+    """Operations for the refused deliveries of a party's own ids."""
+
+    GET_REFUSALS = "GetRefusals"
 
 
 class EventOperation(StrEnum):
@@ -122,6 +130,7 @@ _trusted_roots: Final = Rule("the roots that the pool trusts", lambda party, sub
 _numbers: Final = Rule("what the pool counts", lambda party, subject: True)
 _own_stations: Final = Rule("certificates of its own charging stations", lambda party, subject: True)
 _own_webhooks: Final = Rule("webhooks of its own, for events of its own ids", lambda party, subject: True)
+_own_refusals: Final = Rule("refusals that concern its own ids", lambda party, subject: True)
 _anything: Final = Rule("every entry", lambda party, subject: True)
 
 ROLE_TABLE: Final[Mapping[Operation, Mapping[PartyRole, Rule]]] = {
@@ -166,6 +175,11 @@ EVENT_TABLE: Final[Mapping[EventOperation, Mapping[PartyRole, Rule]]] = {
 }
 """The table of the event service. `ccp.server.events.webhooks` checks who owns a webhook, and of which events."""
 
+REFUSAL_TABLE: Final[Mapping[RefusalOperation, Mapping[PartyRole, Rule]]] = {
+    RefusalOperation.GET_REFUSALS: {PartyRole.EMSP: _own_refusals, PartyRole.OEM: _own_refusals}
+}
+"""The table of refused deliveries. `ccp.server.http.routes.refusals` lists those of the caller's own ids only."""
+
 ENROLMENT_TABLE: Final[Mapping[EnrolmentOperation, Mapping[PartyRole, Rule]]] = {
     operation: {PartyRole.CPO: _own_stations} for operation in EnrolmentOperation
 }
@@ -179,6 +193,7 @@ AnyOperation: TypeAlias = (
     | PublicRootOperation
     | EventOperation
     | EnrolmentOperation
+    | RefusalOperation
 )
 VEHICLE_OPERATIONS: Final = frozenset[AnyOperation]({Operation.DELIVER, OCPPOperation.GET_15118_EV_CERTIFICATE})
 """Operations that answer a vehicle, which waits five seconds."""
@@ -189,6 +204,7 @@ _TABLES: Final = dict[AnyOperation, Mapping[PartyRole, Rule]](
         *OCPP_TABLE.items(),
         *EVENT_TABLE.items(),
         *ENROLMENT_TABLE.items(),
+        *REFUSAL_TABLE.items(),
         *ADMIN_TABLE.items(),
         *MONITORING_TABLE.items(),
         *PUBLIC_ROOT_TABLE.items(),

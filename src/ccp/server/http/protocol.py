@@ -34,6 +34,7 @@ from ccp.server.http.error_body import INTERNAL_ERROR, error_response, parser_me
 from ccp.server.http.overload import VEHICLE_REQUEST
 from ccp.server.http.request_cycle import RequestCycle
 from ccp.server.http.write_batching import BufferedTransport
+from ccp.server.request_counts import Dialect
 
 _log = structlog.get_logger("ccp.request")
 
@@ -420,6 +421,7 @@ class Connection(TimedConnection):
             trace_id = str(uuid.uuid4())
             duration = time.monotonic() - self._started_at
             self._connections.metrics.request(None, status, "refused", duration)
+            self._connections.metrics.counts.add(Dialect.OTHER, None, code_of_status(status))
             _log.info(
                 "request handled",
                 trace_id=trace_id,

@@ -81,6 +81,8 @@ class SignedContractDataEndpoint(FastPathEndpoint):
         deadline += loop.time() - started - scope.get(WAITED, 0.0)
         caller = await self._context.reauthenticate(scope, headers, caller)
         body = read_body(GetSignedContractDataReq, data)
+        trace = trace_of(scope)
+        trace.edition, trace.message = body.xsdMsgDefNamespace.value, body.certificateInstallationReq
         outcome = await self._pool.deliver(
             caller,
             body.xsdMsgDefNamespace,
@@ -92,9 +94,8 @@ class SignedContractDataEndpoint(FastPathEndpoint):
             target_pool=pool_id,
             deadline=deadline,
         )
-        trace = trace_of(scope)
         if isinstance(outcome, NegativeResponse):
-            trace.pcid, trace.failure = outcome.pcid, outcome.reason
+            trace.pcid, trace.failure, trace.edition = outcome.pcid, outcome.reason, outcome.namespace.value
         else:
             trace.emaid, trace.pcid = outcome[0].contract.emaid, outcome[0].contract.pcid
         return options, outcome

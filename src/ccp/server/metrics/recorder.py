@@ -18,6 +18,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from ccp.error_codes import ErrorCode
+from ccp.server.request_counts import Dialect, RequestCounts
+
 SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that names the folder; it is not set for a single worker."""
 
@@ -140,6 +143,9 @@ class Metrics:
             multiprocess_mode="livemostrecent",
             registry=registry,
         )
+        self._refusals_dropped = Counter(
+            "ccp_refusals_dropped", "Refused deliveries without a record.", ("reason",), registry=registry
+        )
         self._task_failures = Counter(
             "ccp_task_failures", "Failed rounds of background tasks.", ("task",), registry=registry
         )
@@ -208,6 +214,7 @@ class Metrics:
             registry=registry,
         )
         # The library takes longer to look up labels than to update their values.
+        self.counts = RequestCounts()
         self._by_labels: dict[tuple[str | None, int, str], tuple[Counter, Histogram]] = {}
 
     def request(self, operation: str | None, status: int, outcome: str, seconds: float) -> None:
@@ -230,7 +237,13 @@ class Metrics:
 
     def requests_shed(self, lane: str, reason: str, count: int) -> None:
         """Count requests of a class that were shed."""
+        if reason != "client_gone":  # Nothing was answered.
+            self.counts.add(Dialect.OTHER, None, ErrorCode.OVERLOADED, count)
         self._shed.labels(lane, reason).inc(count)
+
+    def refusal_dropped(self, reason: str) -> None:
+        """Count a refused delivery that was not recorded: "overload", "caller" or "queue"."""
+        self._refusals_dropped.labels(reason).inc()
 
     def requests_admitted(self, lane: str, in_flight: int, waiting: int, delay: float) -> None:
         """Record the requests of a class in progress and in the queue, and their recent maximum delay, seconds."""

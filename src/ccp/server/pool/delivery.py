@@ -200,7 +200,11 @@ class Delivery:
             self._revocation.evaluate_vehicle(verified.chain, refs, state, now)
         await self._check_current_key(verified)
         if target_pool is None:
-            return await self._select(verified, stored, state, broadcast, now, max_one, one_by_one, caller)
+            try:
+                return await self._select(verified, stored, state, broadcast, now, max_one, one_by_one, caller)
+            except (NotFound, TooLong, Unavailable) as exc:
+                exc.concerned = tuple(sorted({str(contract.emaid) for contract in stored}))
+                raise
         if found := await self._ask_peers(verified, caller, now, max_one, one_by_one, target_pool):
             return found
         raise NoContract(

@@ -43,6 +43,12 @@ class LogSettings(BaseModel):
     log_pseudonym_key: Annotated[SecretStr, Field(min_length=16)] | None = Field(
         None, description="Key of the keyed hash; default: a key that the pool generates and stores in its database."
     )
+    refusal_retention: Annotated[int, Field(ge=0)] = Field(
+        2_592_000, description="Seconds for which the reasons of refused deliveries are kept; 0: they are not recorded."
+    )
+    keep_refused_requests: bool = Field(
+        False, description="Keep the vehicle's request of a refused delivery too, as long as its reason."
+    )
     log_format: Literal["json", "console"] = Field(
         "json", description="json: one JSON object per line. console: readable text."
     )

@@ -24,8 +24,10 @@ from ccp.errors import CCPError, FieldError
 from ccp.ids import EMAID, PCID
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.refusals import AccessDenialRecorder
+from ccp.server.audit.refused_deliveries import RefusedDeliveries, RefusedRequest
 from ccp.server.http.error_body import INTERNAL_ERROR, code_header, error_body
 from ccp.server.metrics import Metrics
+from ccp.server.request_counts import dialect_of
 from ccp.server.storage.queries.audit import UNKNOWN, Action, Entry
 from ccp.x509.parse_errors import is_panic
 
@@ -37,7 +39,7 @@ _SEGMENTS: Final = {
     segment.lower(): segment
     for segment in (
         *("opnc", "v1", "ccp", "contractData", "emaid", "pcid", "signedcontractdata", "setdefault"),
-        *("event", "endpoints", "deliveries", "secret", "ping"),
+        *("event", "endpoints", "deliveries", "secret", "ping", "refusals"),
     )
 }
 # OPCP writes the same words in another case, so its paths, which begin with the version, have their own list.
@@ -75,7 +77,7 @@ class Trace:
     caller: a client id, proven if `authenticated`, otherwise claimed. registered: whether a party has this client id;
     this proves nothing, but shows that the text is not the id of a driver or vehicle. emaid, pcid: ids in the request,
     if readable. address: of the client, if known. failure: why the request was refused. code: of the refusal, if it is
-    not that of the failure or of the status.
+    not that of the failure or of the status. edition, message: of a vehicle's request, in Base64.
     """
 
     id: str
@@ -88,6 +90,8 @@ class Trace:
     address: str | None = None
     failure: CCPError | None = None
     code: ErrorCode | None = None
+    edition: str | None = None
+    message: str | None = None
 
     def code_of(self, status: int) -> ErrorCode | None:
         """The code of the refusal that a response with this status is; None if it is none.
@@ -122,12 +126,14 @@ class TraceMiddleware:
         refusals: AccessDenialRecorder,
         metrics: Metrics,
         trace_ids: Iterator[str] | None = None,
+        deliveries: RefusedDeliveries | None = None,
     ) -> None:
-        """trace_ids: an id for each request; None for random ones."""
+        """trace_ids: an id for each request; None for random ones. deliveries: records refused deliveries."""
         self._app = app
         self._pseudonyms = pseudonyms
         self._refusals = refusals
         self._metrics = metrics
+        self._deliveries = deliveries
         self._trace_ids = trace_ids or _trace_ids()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -176,6 +182,24 @@ class TraceMiddleware:
         outcome = "crashed" if crash is not None else _outcome(trace, status)
         code = trace.code_of(status)
         self._metrics.request(trace.operation, status, outcome, duration)
+        dialect = dialect_of(scope["path"])
+        self._metrics.counts.add(dialect, trace.operation, code)
+        if code is not None and self._deliveries is not None and trace.authenticated and trace.operation is not None:
+            self._deliveries.record(
+                RefusedRequest(
+                    trace.id,
+                    trace.caller or "",
+                    trace.operation,
+                    dialect.value,
+                    status,
+                    code,
+                    trace.edition,
+                    trace.pcid,
+                    trace.emaid,
+                    trace.message,
+                    trace.failure,
+                )
+            )
         # Probes come every few seconds. Those that fail are logged as all requests are.
         quiet = status < 400 and (scope["path"] == "/metrics" or scope["path"].startswith("/health"))
         if crash is None and not _log.is_enabled_for(logging.DEBUG if quiet else logging.INFO):

@@ -76,12 +76,13 @@ class EVCertificateEndpoint(FastPathEndpoint):
         version = query.version or payload.version
         max_response = query.max_response or version.limits.response
         trace, now = trace_of(scope), self._context.clock()
+        trace.message = payload.exiRequest
         try:
             request = _read(payload, trace.id)
         except EXIError as exc:
             trace.failure = _refusal(payload, version) or exc
             return _failed("", trace.failure, version)
-        trace.pcid = verify.claimed_pcid(request)
+        trace.pcid, trace.edition = verify.claimed_pcid(request), request.namespace.value
         trace.failure = _refusal(payload, version)
         if trace.failure is not None:
             message = verify.negative_response(request.namespace, request.session_id, trace.failure, now)

@@ -10,7 +10,7 @@ from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.storage.engine.query import Query, long_read
-from ccp.server.storage.queries import audit, handed_out
+from ccp.server.storage.queries import audit, handed_out, refusals
 from ccp.server.storage.queries.audit import AuditRow
 from ccp.server.storage.queries.change_counters import ChangeCounter, clear_log
 from ccp.server.storage.queries.contracts import remove
@@ -25,7 +25,8 @@ CertificateKey = tuple[str, str]
 class Erased:
     """Numbers of removed rows.
 
-    deliveries: what was remembered of deliveries one by one. waiting: events for the vehicle's OEM that are still to be
+    deliveries: what was remembered of deliveries one by one. refusals: records of refused deliveries. waiting: events
+    for the vehicle's OEM that are still to be
     delivered. vehicle: the vehicle's own row was removed; it stays while an event waits. keys: certificates of the
     contracts.
     """
@@ -37,6 +38,7 @@ class Erased:
     watched: int = 0
     audit_rows: int = 0
     deliveries: int = 0
+    refusals: int = 0
     vehicle: bool = False
     waiting: int = 0
     keys: set[CertificateKey] = field(default_factory=set)
@@ -93,6 +95,7 @@ def erase(
         yield from _erase_vehicle(named, now, erased)
     yield from _erase_events(named, erased, notify=notify)
     erased.deliveries = yield from handed_out.erase(named)
+    erased.refusals = yield from refusals.erase(named)
     if isinstance(named, PCID) and not erased.waiting:
         erased.vehicle = bool((yield "delete from vehicle where pcid = $1 returning pcid", (named,)))
     if isinstance(named, PCID):
@@ -108,6 +111,7 @@ def erase(
         "variants": erased.variants,
         "events": erased.events,
         "deliveries": erased.deliveries,
+        "refusals": erased.refusals,
         "evidence": erased.evidence + erased.watched,
         "vehicle": erased.vehicle,
     }

@@ -1,0 +1,72 @@
+"""Parameters and cursors of the lists of refused deliveries, in the admin API and for owners."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, TypeAlias
+
+from fastapi import Query
+from pydantic import AwareDatetime, BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from ccp.error_codes import ErrorCode
+from ccp.errors import FieldError
+from ccp.ids import EMAID
+from ccp.server.pool.refusal_reports import parse_pcid
+from ccp.server.storage.queries import refusals
+from ccp.server.storage.queries.refusals import Refusal
+
+PAGE_SIZE: Final = 50
+MAX_PAGE_SIZE: Final = 200
+
+
+def _pcid(value: object) -> object:
+    try:
+        return value if value is None else parse_pcid(str(value))
+    except FieldError as exc:
+        raise PydanticCustomError("field", "{sentence}", {"sentence": str(exc)}) from exc
+
+
+def _emaid(value: object) -> object:
+    try:
+        return value if value is None else EMAID.parse(str(value))
+    except FieldError as exc:
+        raise PydanticCustomError("field", "{sentence}", {"sentence": str(exc)}) from exc
+
+
+PCIDQuery: TypeAlias = Annotated[
+    Any,
+    BeforeValidator(_pcid),
+    WithJsonSchema({"type": "string"}),
+    Query(description="The vehicle, with or without separators."),
+]
+EMAIDQuery: TypeAlias = Annotated[
+    Any, BeforeValidator(_emaid), WithJsonSchema({"type": "string"}), Query(description="The contract.")
+]
+CodeQuery: TypeAlias = Annotated[ErrorCode | None, Query(description="The code of the refusal.")]
+SinceQuery: TypeAlias = Annotated[AwareDatetime | None, Query(description="From this time on.")]
+UntilQuery: TypeAlias = Annotated[AwareDatetime | None, Query(description="Up to this time.")]
+LimitQuery: TypeAlias = Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE, description="Records on the page, at most.")]
+CursorQuery: TypeAlias = Annotated[
+    str | None,
+    Query(
+        description="The cursor that the previous page names; without it, the first page.",
+        pattern=r"^[0-9]{1,18}\.[0-9a-f-]{36}$",
+    ),
+]
+
+
+def read_cursor(text: str | None) -> tuple[int, str]:
+    """Return the place in the list after which a page begins."""
+    if text is None:
+        return refusals.FIRST
+    at, _, id_ = text.partition(".")
+    return int(at), id_
+
+
+def next_cursor(found: list[Refusal], limit: int) -> tuple[list[Refusal], str | None]:
+    """Return the records of a page, and the cursor of the next one. found: one more than the limit, if there is one."""
+    if len(found) <= limit:
+        return found, None
+    page = found[:limit]
+    at, id_ = page[-1].cursor
+    return page, f"{at}.{id_}"
