@@ -410,9 +410,10 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
     )
     # Pings do not share connections with deliveries: the dispatcher has an outbound client of its own.
     sender = WebhookSender(store, services.outbound, clock, config.event_timeout)
+    pinger = Pinger(sender, limits.check_ping)
     webhooks = Webhooks(
         store,
-        pinger=Pinger(sender, limits.check_ping),
+        pinger=pinger,
         allow_http=config.event_allow_http,
         max_overlap=config.event_secret_overlap,
         on_change=services.subscribers.refresh,
@@ -439,6 +440,8 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
                 pool=pool,
                 peers=services.peers,
                 webhooks=webhooks,
+                pinger=pinger,
+                statistics=statistics,
                 external=external,
                 outbound=services.outbound,
                 background=background,

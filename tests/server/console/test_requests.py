@@ -15,7 +15,10 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'"
 )
-PAGES = ("/overview", "/search", "/why", "/anchors", "/sessions")
+PAGES = (
+    "/overview", "/search", "/why", "/parties", "/parties/oem", "/webhooks", "/partners", "/anchors", "/audit",
+    "/health", "/sessions",
+)  # fmt: skip
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&{{7*7}}"
 
 

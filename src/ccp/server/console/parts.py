@@ -8,6 +8,7 @@ from ccp.server.access.authorization_server import AuthorizationServer
 from ccp.server.access.party_registry import PartyRegistry
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.console.identifiers import HandleCipher
+from ccp.server.events.ping import Pinger
 from ccp.server.events.webhooks import Webhooks
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.services import ExternalServices
@@ -15,6 +16,7 @@ from ccp.server.http.request_context import RequestContext
 from ccp.server.http.routes.health import Health
 from ccp.server.pool.operations import Pool
 from ccp.server.pool.peers import RegisteredPeers
+from ccp.server.pool.statistics import PoolStatistics
 from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
@@ -38,6 +40,8 @@ class ConsoleParts:
     pool: Pool
     peers: RegisteredPeers
     webhooks: Webhooks
+    pinger: Pinger
+    statistics: PoolStatistics
     external: ExternalServices
     outbound: OutboundClient
     background: BackgroundTasks

@@ -21,6 +21,13 @@ NOTICES: Final = {
     "session-ended": "Your session has ended, and nothing was changed. Log in again.",
     "log-in": "Log in to open this page.",
     "session-removed": "The session has ended.",
+    "party-disabled": "The party is disabled; its tokens and secrets are refused.",
+    "party-enabled": "The party is enabled.",
+    "peer-disabled": "The peer is disabled; this pool does not ask it.",
+    "peer-enabled": "The peer is enabled.",
+    "webhook-disabled": "The webhook is disabled; its events wait.",
+    "webhook-enabled": "The webhook is enabled.",
+    "events-replayed": "The events wait again, and are sent under the same ids.",
 }
 """Sentences that a page shows after a redirect, by the value of `?notice=`: a link can show no other text."""
 

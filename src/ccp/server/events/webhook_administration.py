@@ -17,7 +17,7 @@ from ccp.server.events.ping import Pinger, PingResult
 from ccp.server.events.secret_rotation import rotated, rotation_fields
 from ccp.server.events.webhooks import DELETE_BATCH, audit_fields, edit_fields
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Query
+from ccp.server.storage.engine.query import Query, long_write
 from ccp.server.storage.queries import audit, deliveries, webhooks
 from ccp.server.storage.queries.audit import Action, Entry
 
@@ -79,6 +79,32 @@ async def remove(store: Store, webhook_id: str, actor: str, now: datetime) -> We
         yield from webhooks.remove(webhook_id)
         yield from _record(webhook, actor, Action.WEBHOOK_REMOVED, now, **audit_fields(webhook))
         return webhook
+
+    return await store.write(change())
+
+
+async def replay(
+    store: Store, webhook_id: str, event_id: str | None, actor: str, now: datetime, trace_id: str = ""
+) -> int:
+    """Queue the dead deliveries of a webhook again, or one of them. Returns how many.
+
+    Raises NotFound, also for an event of another webhook and for one that is not dead.
+    """
+
+    @long_write
+    def change() -> Query[int]:
+        yield from _find(webhook_id)
+        about: dict[str, Any] = {"endpoint": webhook_id}
+        if event_id is None:
+            total = yield from deliveries.replay_dead(now, webhook_id=webhook_id)
+        else:
+            total = yield from deliveries.replay_dead(now, event_id=event_id, webhook_id=webhook_id)
+            if not total:
+                raise NotFound("This webhook has no such event that was given up.")
+            about = {"events": [event_id]}
+        entry = Entry(now, actor, Action.EVENTS_REPLAYED, {**about, "deliveries": total}, trace_id=trace_id)
+        yield from audit.record(entry)
+        return total
 
     return await store.write(change())
 

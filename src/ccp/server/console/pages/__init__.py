@@ -2,7 +2,29 @@
 
 from typing import Final
 
-from ccp.server.console.pages import anchors, overview, sessions, vehicles, why
+from ccp.server.console.pages import (
+    anchors,
+    audit,
+    health,
+    overview,
+    parties,
+    partners,
+    sessions,
+    vehicles,
+    webhooks,
+    why,
+)
 
-REGISTER: Final = (overview.register, vehicles.register, why.register, anchors.register, sessions.register)
+REGISTER: Final = (
+    overview.register,
+    vehicles.register,
+    why.register,
+    parties.register,
+    webhooks.register,
+    partners.register,
+    anchors.register,
+    audit.register,
+    health.register,
+    sessions.register,
+)
 """In the order of the navigation."""

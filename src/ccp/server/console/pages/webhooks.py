@@ -1,0 +1,114 @@
+"""Webhooks of partners: what waits, what was answered, replay, ping, new secrets."""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.responses import Response
+
+from ccp.errors import FieldError
+from ccp.server.console.application import Console
+from ccp.server.console.forms import Form
+from ccp.server.console.parts import ConsoleParts
+from ccp.server.console.visit import Visit
+from ccp.server.domain.subscriptions import Webhook
+from ccp.server.events import webhook_administration
+from ccp.server.storage.queries import deliveries, subscribers
+from ccp.server.storage.queries.deliveries import DeliveryState
+
+PAGE: Final = 50
+_DELIVERIES: Final = 25
+_FATES: Final = {
+    "now": "The previous secrets have ended.",
+    "later": "Until the previous secret ends, each event is signed with both.",
+}
+"""What becomes of the previous secret, by the value of the form."""
+
+
+def register(console: Console, parts: ConsoleParts) -> None:
+    """Register the pages and their actions."""
+    store = parts.store
+
+    @console.page("/webhooks", "Webhooks", navigation=True)
+    async def show_all(visit: Visit) -> Response:
+        found = await store.read(subscribers.list_page(visit.query("after"), PAGE + 1))
+        counted = parts.statistics.webhooks
+        backlog = {each.webhook_id: each for each in counted.webhooks} if counted else {}
+        return visit.render(
+            "webhooks.html",
+            webhooks=[each.webhook for each in found[:PAGE]],
+            following=found[PAGE - 1].webhook.id if len(found) > PAGE else None,
+            backlog=backlog,
+            counted_at=counted and counted.counted_at,
+            host_of=host_of,
+        )
+
+    @console.page("/webhooks/{id}", "Webhook")
+    async def show(visit: Visit) -> Response:
+        webhook = await webhook_administration.find(store, visit.path_part("id"))
+        state = visit.query("state")
+        chosen = DeliveryState(state) if state in set(DeliveryState) else None
+        found = await store.read(deliveries.list_page(webhook.id, chosen, limit=_DELIVERIES))
+        return visit.render(
+            "webhook.html",
+            title=f"Webhook of {webhook.client_id}",
+            webhook=webhook,
+            host=host_of(webhook),
+            deliveries=found,
+            state=state,
+            states=list(DeliveryState),
+            longest=parts.config.event_secret_overlap,
+        )
+
+    @console.action("/webhooks/{id}/ping", title="Ping")
+    async def ping(visit: Visit, form: Form) -> Response:
+        webhook = await webhook_administration.find(store, visit.path_part("id"))
+        result = await webhook_administration.ping(store, parts.pinger, webhook.id, visit.actor.name, visit.now)
+        return visit.render("ping.html", webhook=webhook, host=host_of(webhook), result=result)
+
+    @console.action("/webhooks/{id}/rotate-secret", title="New secret")
+    async def rotate_secret(visit: Visit, form: Form) -> Response:
+        ends = form.need("ends")
+        if ends not in _FATES:
+            raise FieldError("ends : must be one of the choices")
+        longest = parts.config.event_secret_overlap
+        webhook = await webhook_administration.rotate_secret(
+            store, visit.path_part("id"), 0 if ends == "now" else None, longest, visit.actor.name, visit.now
+        )
+        return visit.render(
+            "secret.html",
+            secret=webhook.secret,
+            about=f"secret of the webhook of {webhook.client_id}",
+            fate="The previous secrets have ended."
+            if ends == "now"
+            else "Events are signed with both secrets meanwhile.",
+            back=f"/webhooks/{webhook.id}",
+        )
+
+    @console.action("/webhooks/{id}/enable")
+    async def enable(visit: Visit, form: Form) -> Response:
+        return await set_enabled(visit, True)
+
+    @console.action("/webhooks/{id}/disable")
+    async def disable(visit: Visit, form: Form) -> Response:
+        return await set_enabled(visit, False)
+
+    async def set_enabled(visit: Visit, enabled: bool) -> Response:
+        webhook_id = visit.path_part("id")
+        await webhook_administration.set_enabled(store, webhook_id, enabled, visit.actor.name, visit.now)
+        return visit.redirect(f"/webhooks/{webhook_id}", notice="webhook-enabled" if enabled else "webhook-disabled")
+
+    @console.action("/webhooks/{id}/replay")
+    async def replay(visit: Visit, form: Form) -> Response:
+        webhook_id = visit.path_part("id")
+        await webhook_administration.replay(
+            store, webhook_id, form.get("event_id") or None, visit.actor.name, visit.now, visit.trace_id
+        )
+        return visit.redirect(f"/webhooks/{webhook_id}", notice="events-replayed")
+
+
+def host_of(webhook: Webhook) -> str:
+    """Scheme and host of a webhook's URL. Path and query are often secrets."""
+    parts = urlsplit(webhook.url)
+    return f"{parts.scheme}://{parts.netloc}"
