@@ -114,7 +114,7 @@ def test_openid_login_gives_the_role_of_the_claim(
     assert "console:jo viewer" in browser.page("/overview").text
 
 
-def test_viewer_may_not_act_and_does_not_see_pages_of_admins(
+def test_console_of_a_viewer_has_no_actions_and_no_pages_of_admins(
     pool: Pool, browser: Browser, provider: OpenIDProvider, ca: PrivateCA
 ) -> None:
     provider.user["roles"] = ["pool-viewer"]
