@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import itertools
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -22,25 +23,26 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 
 from ccp import verify
 from ccp.ids import EMAID, PCID, WMI, Namespace, OperatorId, ProviderId
-from ccp.server.access.client_secrets import new_secret
+from ccp.server.access import party_registry
+from ccp.server.access.client_secrets import hash_secret, new_secret
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.sandbox.local_pool import loopback, running
 from ccp.server.sandbox.setup import Member, World, register
 from ccp.server.settings import Settings
 from ccp.server.storage import Store, connect
-from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.snapshot_refresh import REFRESH_INTERVAL
 from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import PKI, Credential
 from ccp.verify import InstallationResponse
-from tests.databases import fresh, sql
+from tests.databases import fresh, sql, with_schema
 
 AT = datetime.now(UTC).replace(microsecond=0)
 """Start of the validity of all certificates, and the time of signatures."""
@@ -303,6 +305,16 @@ async def opened(settings: Settings) -> AsyncIterator[Store]:
         await store.close()
 
 
+@functools.cache
+def _secret(client_id: str) -> str:
+    """The secret of an ordinary party, the same in every pool of this process."""
+    return new_secret()
+
+
+_hashed = functools.cache(hash_secret)
+"""The hash of a secret, computed once for all pools: a real one, which takes 30 ms."""
+
+
 @contextmanager
 def start(
     pkis: Mapping[str, PKI],
@@ -326,17 +338,21 @@ def start(
             **options,
         }
         settings = Settings(**values)
-        schema.upgrade(settings.database)
+        with_schema(settings.database)
         world = World(
             {name: pki for name, pki in pkis.items() if name != "stranger"},
-            tuple(Member(party, new_secret()) for party in (*parties(), *parties_too)),
+            (
+                *(Member(party, _secret(party.client_id)) for party in parties()),
+                *(Member(party, new_secret()) for party in parties_too),
+            ),
         )
 
         async def fill() -> None:
             async with opened(settings) as store:
                 await register(store, world, AT)
 
-        asyncio.run(fill())
+        with patch.object(party_registry, "hash_secret", _hashed):
+            asyncio.run(fill())
         sql(settings.database, "delete from outbox")  # The events of the roots.
         world = World(pkis, world.members)
         with (

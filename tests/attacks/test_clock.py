@@ -19,7 +19,6 @@ from ccp.server.domain.parties import TOKEN_NOT_VALID
 from ccp.server.runtime import clock
 from ccp.server.runtime.clock import ClockGuard
 from ccp.server.storage import connect
-from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import revocation, signing_keys
 from ccp.server.storage.queries.contracts import microseconds, publish
@@ -27,7 +26,7 @@ from ccp.server.storage.queries.webhooks import put as put_webhook
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_ok
 from tests.cli.served_sandbox import free_port, serving
-from tests.databases import Server
+from tests.databases import Server, with_schema
 from tests.server.access.tokens.issuer import fake_issuer, post
 from tests.server.events.receiver import Receiver, receiving, webhook
 from tests.server.events.webhook_api import CREATED, UPDATED
@@ -289,7 +288,7 @@ def under_faketime(folder: Path) -> Iterator[Path]:
 @needs_faketime
 def test_server_whose_machine_jumps_ahead_keeps_its_contracts_and_says_so(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ccp.db"
-    schema.upgrade(url)
+    with_schema(url)
     for number in range(5):
         write(url, publishing(number))
     port = free_port()

@@ -28,10 +28,10 @@ from ccp.server.access.secret_cache import SecretCache
 from ccp.server.access.token_bucket import SharedTokenBucket
 from ccp.server.http.middleware import client_address
 from ccp.server.settings import Settings
-from ccp.server.storage.engine import schema
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_ok
 from tests.cli.served_sandbox import free_port, serving
+from tests.databases import with_schema
 from tests.world import Pool, opened, start
 
 T = TypeVar("T")
@@ -202,7 +202,7 @@ def test_client_addresses_that_are_invented_get_no_more_guesses_at_a_client_id(p
 
 def test_workers_all_recognise_a_secret_that_one_of_them_has_verified(tmp_path: Path) -> None:
     url, port = f"sqlite:///{tmp_path}/ccp.db", free_port()
-    schema.upgrade(url)
+    with_schema(url)
     added = ccp_ok("party", "add", "honest", "--role", "cpo", "--json", env={"CCP_DATABASE": url})
     secret = json.loads(added.out)["client_secret"]
     (tmp_path / "ccp.toml").write_text(f'database = "{url}"\nport = {port}\nworkers = 2\n')

@@ -22,6 +22,7 @@ from ccp.server.storage.engine.schema_version import HEAD
 from ccp.server.storage.queries import contracts
 from tests.cli.run import ccp_error, ccp_ok
 from tests.cli.served_sandbox import free_port, serving
+from tests.databases import with_schema
 from tests.server.storage.made import AT, new_database, sql, variant, write
 
 Env = dict[str, str]
@@ -62,7 +63,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    schema.upgrade(f"sqlite:///{tmp_path}/ccp.db")
+    with_schema(f"sqlite:///{tmp_path}/ccp.db")
     return Place(tmp_path, free_port())
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from ccp import exi
 from ccp.ids import EMAID, PCID
-from ccp.server.storage.engine import schema
 from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_error, ccp_ok
+from tests.databases import with_schema
 from tests.world import AT, SESSION
 from tests.x509.published import public_root
 
@@ -276,7 +276,7 @@ def test_verify_reports_invalid_bytes_as_a_failed_check(trust: Path) -> None:
 
 
 def test_verify_without_trust_uses_the_pools_anchors(messages: dict[str, bytes], folder: Path, trust: Path) -> None:
-    schema.upgrade(f"sqlite:///{folder / 'ccp.db'}")
+    with_schema(f"sqlite:///{folder / 'ccp.db'}")
     report(messages["iso20 request"], status=1)
     ccp_ok("trust", "add", trust / "oem", "--role", "oem")
     report(messages["iso20 request"])

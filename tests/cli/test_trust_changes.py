@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from ccp import cli
-from ccp.server.storage.engine import schema
 from ccp.testing.pki import PKI
 from ccp.verify.trust_folder import load_trust_directory
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
 from tests.cli.run import ccp_ok, ccp_process, environment
+from tests.databases import with_schema
 from tests.scripted_server import Received, Reply, Scripted, json_reply, nowhere, scripted
 from tests.server.trust.root_files import damaged, root, rsa_root, signed_by_another
 from tests.world import AT, b64
@@ -27,7 +27,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """The command line as its entry point runs it: exit status, output, errors."""
-    schema.upgrade(f"sqlite:///{tmp_path / 'ccp.db'}")
+    with_schema(f"sqlite:///{tmp_path / 'ccp.db'}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CCP_CONFIG", raising=False)
 

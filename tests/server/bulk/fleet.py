@@ -17,9 +17,9 @@ from ccp.server.access.client_secrets import new_secret
 from ccp.server.sandbox.setup import Member, World, publish_body, register
 from ccp.server.settings import Settings
 from ccp.server.storage import connect
-from ccp.server.storage.engine import schema
 from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import PKI
+from tests.databases import with_schema
 from tests.server.storage.made import sql
 from tests.world import AT, parties, put_body
 
@@ -97,7 +97,7 @@ def database(folder: Path, pkis: Mapping[str, PKI], **options: Any) -> Database:
     """An empty pool that trusts the PKIs of both editions."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(database=f"sqlite:///{folder / 'ccp.db'}", **options)
-    schema.upgrade(settings.database)
+    with_schema(settings.database)
     world = World(
         {name: pki for name, pki in pkis.items() if name != "stranger"},
         tuple(Member(party, new_secret()) for party in parties() if party.client_id in ("small_cps", "cpo")),

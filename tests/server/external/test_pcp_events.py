@@ -40,9 +40,9 @@ from ccp.server.pool.peers import NoPeers
 from ccp.server.sandbox.local_pool import loopback
 from ccp.server.settings import LogIdentifiers, Settings
 from ccp.server.storage import Store, connect
-from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import contracts as queries
 from ccp.testing.pki import PKI, Credential
+from tests.databases import with_schema
 from tests.scripted_server import CLOSE, Reply, Scripted, error, json_reply, scripted
 from tests.server.external.examples import HAPPENED, chain_body, provisioning_event, stored_contract
 from tests.server.http.api.answers import sentences
@@ -165,7 +165,7 @@ def receiver(pkis: dict[str, PKI]) -> Iterator[Receiver]:
     templates = {edition: stored_contract(pkis[edition]) for edition in ("iso2", "iso20")}
     with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder, scripted() as pcp:
         database = Path(folder) / "ccp.db"
-        schema.upgrade(f"sqlite:///{database}")
+        with_schema(f"sqlite:///{database}")
         with receiving(database, pcp.url, SECRET) as url, httpx.Client(timeout=10) as http:
             yield Receiver(url, database, pcp, templates, http)
 

@@ -11,12 +11,11 @@ from ccp.errors import NotFound
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.default_contracts import VehicleRules
 from ccp.server.storage import connect
-from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import contracts as queries
 from ccp.server.storage.queries.vehicles import invalidate, list_bindings
 from ccp.testing.pki import PKI
-from tests.databases import fresh
+from tests.databases import fresh, with_schema
 from tests.server.external.examples import stored_contract
 from tests.world import AT, new_emaid, new_pcid
 
@@ -25,7 +24,7 @@ MANY = VehicleRules(max_contracts=20, max_contracts_of_provider=20)
 
 def test_vehicle_events_have_own_revisions_and_contracts_release_claims(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     url = fresh(tmp_path)
-    schema.upgrade(url)
+    with_schema(url)
     template = stored_contract(pkis["iso2"])
     pcid, other = new_pcid(), new_pcid()
     emaids = [new_emaid() for _ in range(20)]
@@ -73,7 +72,7 @@ def test_vehicle_events_have_own_revisions_and_contracts_release_claims(tmp_path
 
 def test_invalidate_vehicle_removes_only_stale_contracts(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     url = fresh(tmp_path)
-    schema.upgrade(url)
+    with_schema(url)
     pcid = new_pcid()
     old, new = (stored_contract(pkis["iso2"])._replace(pcid=pcid) for _ in range(2))
 

@@ -15,10 +15,9 @@ from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.default_contracts import VehicleRules
 from ccp.server.pool import purging
 from ccp.server.storage import Store, connect
-from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query, Row, Statement
 from ccp.server.storage.queries import contracts
-from tests.databases import sql
+from tests.databases import sql, with_schema
 
 AT = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -65,7 +64,7 @@ def published_by_previous_release(contract: SignedContract, at: datetime) -> Que
 def new_database(folder: Path) -> str:
     """URL of a new SQLite database in a folder."""
     url = f"sqlite:///{folder / 'ccp.db'}"
-    schema.upgrade(url)
+    with_schema(url)
     return url
 
 

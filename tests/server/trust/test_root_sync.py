@@ -15,7 +15,6 @@ from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.root_pool import RootCertificatePool
 from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.storage import connect
-from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import anchors, change_counters
 from ccp.server.trust.anchors import trusted_certificate
@@ -23,6 +22,7 @@ from ccp.server.trust.root_sync import RootSyncResult, SyncTrigger, root_sync_ta
 from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
+from tests.databases import with_schema
 from tests.scripted_server import Received, Reply, Scripted, json_reply, scripted
 from tests.server.external.calls import connection
 from tests.server.trust.root_files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
@@ -37,7 +37,7 @@ class World:
         self.fake = fake
         self.lists: list[dict[str, Any]] = []
         fake.on("/rcp/rootcertificates", self._answer)
-        schema.upgrade(self.url)
+        with_schema(self.url)
 
     def _answer(self, call: Received) -> Reply:
         return json_reply({"rootCertificateCollection": self.lists})

@@ -20,14 +20,13 @@ from cryptography.x509 import ocsp
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.settings import Settings
 from ccp.server.storage import Store, connect
-from ccp.server.storage.engine import schema
 from ccp.server.trust.revocation import RevocationService
 from ccp.testing.pki import PKI, Algorithm, Credential, StatusURLs
 from ccp.testing.revocation import sign_crl, sign_ocsp_response
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import VerifiedChain
 from ccp.x509.profiles import Profile, Usage
-from tests.databases import fresh
+from tests.databases import fresh, with_schema
 from tests.scripted_server import Reply, Scripted
 
 ALGORITHMS: tuple[Algorithm, ...] = ("P-256", "P-521", "Ed448")
@@ -127,7 +126,7 @@ async def opened(**options: Any) -> AsyncIterator[Bench]:
     with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder:
         values = {"database": fresh(Path(folder)), "egress_allow_networks": LOOPBACK, **options}
         settings = Settings(**values)
-        schema.upgrade(settings.database)
+        with_schema(settings.database)
         store = connect(settings.database)
         await store.open()
         outbound = OutboundClient(settings.egress_allow_networks)
