@@ -86,7 +86,7 @@ def test_refused_deliveries_of_a_flood_displace_no_other_callers(url: str) -> No
     assert left == 20
 
 
-def test_refused_deliveries_are_dropped_first_under_overload_and_end_with_their_retention(url: str) -> None:
+def test_refused_deliveries_are_dropped_under_overload_and_end_with_time(url: str) -> None:
     async def run() -> None:
         store, dropped = connect(url), Counter[str]()
         await store.open()
