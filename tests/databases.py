@@ -249,6 +249,12 @@ class Server:
         made = subprocess.run(command, **self._how, cwd=self._folder, capture_output=True, text=True, check=False)
         assert made.returncode == 0, made.stdout + made.stderr
 
+    def run(self, program: str, *arguments: object) -> None:
+        """Run a program of PostgreSQL, such as pg_dump, as the server's user."""
+        command = [self._bin / program, *map(str, arguments)]
+        done = subprocess.run(command, **self._how, cwd=self._folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def replace_data(self, backup: Path) -> None:
         """Put a base backup into the place of the stopped server's data, to be recovered at the next start."""
         shutil.rmtree(self._data)

@@ -60,9 +60,9 @@ def running(command: list[str], url: str, folder: Path, log: Path) -> Iterator[P
 
 
 @contextmanager
-def nginx(upstream: str, folder: Path) -> Iterator[Proxy]:
+def nginx(upstream: str, folder: Path, port: int | None = None) -> Iterator[Proxy]:
     """Run deploy/nginx/nginx.conf; only its ports and its paths differ. upstream: host and port of the pool."""
-    program, port = tool("nginx"), free_port()
+    program, port = tool("nginx"), port or free_port()
     text = (DEPLOY / "nginx" / "nginx.conf").read_text("utf-8")
     replaced = {
         "server 127.0.0.1:8020;": f"server {upstream};",

@@ -50,7 +50,7 @@ OPERATIONS = (
     "GetSignedContractDataByEmaidAndPcid",
     "SetSignedContractDataAsDefault",
 )
-ROLES = ("emsp", "cpo", "oem", "cps", "ccp", "admin", "metrics")
+ROLES = ("emsp", "cpo", "oem", "cps", "ccp", "admin")
 MAY = {
     "GetContractDataByEmaid": "emsp",
     "GetContractDataByPcid": "oem",

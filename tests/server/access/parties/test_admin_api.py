@@ -57,7 +57,6 @@ CALLS: dict[AdminOperation, tuple[str, str, dict[str, Any] | None, int]] = {
     AdminOperation.ROTATE_PEER_SECRET: ("POST", "/peers/far/rotate-secret", {"secret": "token-2"}, 200),
     AdminOperation.REMOVE_PEER: ("DELETE", "/peers/gone", None, 200),
     AdminOperation.GET_ROLES: ("GET", "/roles", None, 200),
-    AdminOperation.GET_EXPIRY: ("GET", "/expiry", None, 200),
 }
 
 
@@ -161,7 +160,7 @@ CLIENT_ID = 'client_id : must match "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"'
         ({**GOOD, "client_id": None}, ["client_id : must not be null"]),
         ({**GOOD, "client_id": ""}, [CLIENT_ID]),
         ({**GOOD, "roles": []}, ["A party needs a role."]),
-        ({**GOOD, "roles": ["king"]}, ["roles.0 : must be 'emsp', 'cpo', 'oem', 'cps', 'ccp', 'admin' or 'metrics'"]),
+        ({**GOOD, "roles": ["king"]}, ["roles.0 : must be 'emsp', 'cpo', 'oem', 'cps', 'ccp' or 'admin'"]),
         ({**GOOD, "roles": "cpo"}, ["roles : must be an array"]),
         ({**GOOD, "wmi": ["WEX"]}, ["wmi : unknown member"]),
         ({**GOOD, "enabled": False}, ["enabled : unknown member"]),
