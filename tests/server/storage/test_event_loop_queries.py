@@ -131,6 +131,10 @@ QUERIES: dict[str, Any] = {
     "refusals query": LONG,
     "of_contracts": LONG,
     "request_counts.read": LONG,
+    "storage_keys.newest_key": SMALL,
+    "stored_secrets.state": SMALL,
+    "storage_keys.warnings": "of a command and of the start, before requests are served",
+    "traced_store query": "of the caller of a store with spans, which is listed where it calls",
 }
 LONG_ONES = (
     deliveries.backlog(),
