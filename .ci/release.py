@@ -40,6 +40,7 @@ PERMITTED: Final = frozenset(
     }
 )
 EXPECTED_IN_WHEEL: Final = ("ccp/py.typed", "ccp/server/storage/migrations/versions/0001_first.py", "licenses/LICENSE")
+EXAMPLE_ADDRESS: Final = re.compile(r"https?://(?:[\w.-]+\.)?(?:example(?:\.(?:com|net|org))?|invalid)(?=[:/'\"])")
 FORBIDDEN_IN_WHEEL: Final = re.compile(r"^(?:tests|bench|docs|deploy|\.ci)/|\.db$|\.key$|\.pem$")
 
 
@@ -60,6 +61,19 @@ def version_problems(root: Path, tag: str | None) -> Iterator[str]:
         yield f"CHANGELOG.md: {version} has no date"
     if tag is not None and tag != f"v{version}":
         yield f"The tag {tag} is not v{version}"
+
+
+def placeholders(root: Path) -> list[str]:
+    """Lines of pyproject.toml with an address that is an example (RFC 2606): on the package's page it leads nowhere."""
+    lines = enumerate((root / "pyproject.toml").read_text("utf-8").splitlines(), 1)
+    return [f"line {number}: {found[0]}" for number, line in lines if (found := EXAMPLE_ADDRESS.search(line))]
+
+
+def address_problems(root: Path, tag: str | None) -> Iterator[str]:
+    """Refuse a tagged release with addresses that are examples."""
+    if tag is not None:
+        for found in placeholders(root):
+            yield f"pyproject.toml, {found} is a placeholder; set the address of this publication"
 
 
 def upgrade_note_problems(root: Path) -> Iterator[str]:
@@ -243,10 +257,14 @@ def main() -> int:
     dist.mkdir(parents=True)
     if run("git", "status", "--porcelain").strip():
         print("note     The working tree has changes that are not committed; they are not part of what is built.")
+    if options.tag is None:
+        for found in placeholders(ROOT):
+            print(f"note     pyproject.toml, {found} is a placeholder; with a tag the release is refused.")
     with tempfile.TemporaryDirectory(prefix="ccp-release-") as folder:
         work = Path(folder)
         fine = [
             report("version, changelog and tag agree", lambda: version_problems(ROOT, options.tag)),
+            report("addresses of the project are real", lambda: address_problems(ROOT, options.tag)),
             report("upgrade notes are present", lambda: upgrade_note_problems(ROOT)),
             report("two builds of wheel and sdist have the same bytes", lambda: build_problems(work, dist)),
             report("the wheel has what it needs and nothing else", lambda: content_problems(dist)),

@@ -243,6 +243,76 @@ def test_reload_during_the_start_is_not_lost(tmp_path: Path, workers: int) -> No
         running.process.wait()
 
 
+def test_reload_of_tls_files_during_the_start_is_not_lost(tmp_path: Path) -> None:
+    """The signal arrives while the application starts, before anything listens."""
+    running = Running(tmp_path, 1)
+    running.configure()
+    (tmp_path / "new").mkdir()
+    running.cert, running.key = own_certificate(tmp_path / "new")
+    der = ssl.PEM_cert_to_DER_cert(running.cert.read_text())
+    with (tmp_path / "log").open("wb") as log:
+        command = [*COMMAND, "serve", "--config", str(running.config)]
+        running.process = subprocess.Popen(command, stderr=log, stdout=log, env=environment(CCP_LOG_FORMAT="json"))
+    try:
+        wait_until(lambda: running.logged("pool starting"), timeout=40)
+        running.configure()
+        running.reload()
+        wait_until(running.answers, timeout=40, describe=(tmp_path / "log").read_text)
+        assert running.presented() == der
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_reload_survives_any_file_and_a_storm_of_signals(tmp_path: Path, workers: int) -> None:
+    running = Running(tmp_path, workers)
+    running.configure()
+    with running.serving():
+        pids = len(running.logged("worker ready"))
+        for number, text in enumerate(("a = " + "[" * 5000, "# " + "x" * (1 << 20), ""), 1):
+            running.config.write_text(text)
+            if not text:
+                running.config.unlink()
+                running.config.mkdir()
+            running.reload()
+            wait_until(lambda number=number: len(running.logged("settings not reloaded")) == number)  # type: ignore[misc]
+        running.config.rmdir()
+        running.configure(rate_limit_per_party=100_000)
+        with Load(running) as load:
+            wait_until(lambda: load.answered > 20)
+            for _ in range(300):
+                running.process.send_signal(signal.SIGHUP)
+            running.configure(rate_limit_per_party=100_000, log_level="debug")
+            running.reload()
+            wait_until(lambda: any("log_level" in each["changed"] for each in running.logged("settings reloaded")))
+            before = load.answered
+            wait_until(lambda: load.answered > before + 50)
+        assert load.failures == []
+        assert len(running.logged("worker ready")) == pids
+    problems = [" ".join(entry["problems"]) for entry in running.logged("settings not reloaded")]
+    assert "nested too deeply" in problems[0]
+    assert "too big" in problems[1]
+    assert "cannot be read" in problems[2]
+
+
+def test_reload_of_unusable_tls_files_does_not_keep_a_worker_from_being_replaced(tmp_path: Path) -> None:
+    """Workers that start later take the files that are in use, not those that were refused."""
+    running = Running(tmp_path, 2)
+    running.configure()
+    with running.serving():
+        before = running.presented()
+        (tmp_path / "other").mkdir()
+        own_certificate(tmp_path / "other")
+        running.cert = tmp_path / "other" / running.cert.name  # It does not belong to the key.
+        running.configure()
+        running.reload()
+        wait_until(lambda: len(running.logged("tls certificate not reloaded")) == 2)
+        os.kill(running.logged("worker ready")[0]["pid"], signal.SIGKILL)
+        wait_until(lambda: len(running.logged("worker ready")) == 3, timeout=30)
+        assert {running.presented() for _ in range(10)} == {before}
+
+
 def test_reload_of_unusable_tls_files_keeps_the_certificate(tmp_path: Path) -> None:
     running = Running(tmp_path, 1)
     running.configure()

@@ -72,6 +72,16 @@ def test_release_check_of_a_tag_needs_a_dated_section(release: ModuleType, copy:
     assert list(release.version_problems(copy, "v9.9.9")) == [f"The tag v9.9.9 is not v{version}"]
 
 
+def test_release_check_of_a_tag_refuses_addresses_that_are_placeholders(release: ModuleType, copy: Path) -> None:
+    assert list(release.address_problems(copy, None)) == []
+    found = list(release.address_problems(copy, "v0.1.0"))
+    assert len(found) > len(release.project(copy)["urls"]), "those, and the one of links in the README"
+    assert all("is a placeholder" in problem for problem in found)
+    text = (copy / "pyproject.toml").read_text("utf-8").replace("opnc-ccp.example", "pool.operator.eu/example")
+    (copy / "pyproject.toml").write_text(text, "utf-8")
+    assert list(release.address_problems(copy, "v0.1.0")) == []
+
+
 def test_release_check_needs_upgrade_notes_with_the_revision(release: ModuleType, copy: Path) -> None:
     versions = copy / "src/ccp/server/storage/migrations/versions"
     (versions / "0999_later.py").touch()

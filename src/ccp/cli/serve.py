@@ -15,6 +15,7 @@ import typer
 
 from ccp.cli import startup
 from ccp.cli.output import ConfigOption, JsonOption, ServerConfigOption, print_json, print_line, print_table
+from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.settings import MetricsAccess, Settings
 from ccp.server.settings.services import SERVICES, ServiceSettings
@@ -174,7 +175,7 @@ def _run(effective: Settings, bound: socket.socket) -> None:
 
     def reload(config: Any) -> bool:
         usable = reloader.reload()
-        if reloader.current.tls_cert is not None:
+        if reloader.current.tls_cert is not None and _is_usable(reloader.current):
             for name, value in uvicorn_options(reloader.current).items():
                 if name.startswith("ssl_"):
                     setattr(config, name, value)
@@ -198,6 +199,15 @@ def _run(effective: Settings, bound: socket.socket) -> None:
         log_level="warning",
         **uvicorn_options(effective),
     )
+
+
+def _is_usable(config: Settings) -> bool:
+    """Whether a worker that starts can use the TLS files. The workers in use log why not."""
+    try:
+        startup.check_tls(config)
+    except ConfigurationError:
+        return False
+    return True
 
 
 @contextmanager

@@ -276,7 +276,10 @@ class Supervisor:
 
     def _handle_signals(self) -> None:
         while self._signals:
-            name = signal.Signals(self._signals.pop(0)).name
+            number = self._signals.pop(0)
+            if number in self._signals and signal.Signals(number).name == "SIGHUP":
+                continue  # The last of several reloads everything.
+            name = signal.Signals(number).name
             if name in _STOPPING:
                 self._status = self._status or 0
             elif name == "SIGHUP":

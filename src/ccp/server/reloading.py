@@ -11,6 +11,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Final
 
 import structlog
@@ -29,9 +30,7 @@ class SettingsReloader:
     def __init__(
         self, current: Settings, *apply: Callable[[Settings], None], load: Callable[[], Settings] = settings.load
     ) -> None:
-        """current: the settings in use. apply: called with the new effective settings; must not raise. load: raises
-        ConfigurationError.
-        """
+        """current: the settings in use. apply: called with the new ones. load: raises ConfigurationError."""
         self._current = current
         self._apply: Final = apply
         self._load: Final = load
@@ -43,15 +42,24 @@ class SettingsReloader:
         return self._current
 
     def reload(self) -> bool:
-        """Reload and log the outcome. Returns False if the file is unusable: then everything stays as it is."""
+        """Reload and log the outcome. Returns False if the file is unusable: then everything stays as it is.
+
+        Nothing is raised: an error here would stop the parent, and all workers with it.
+        """
         try:
             result = merge(self._current, self._load())
         except ConfigurationError as exc:
             _log.error("settings not reloaded", problems=list(exc.messages))
             return False
+        except Exception as exc:  # Such as RecursionError for a file of nested brackets.
+            _log.exception("settings not reloaded", problems=[f"The settings cannot be read: {type(exc).__name__}."])
+            return False
         self._current = result.effective
         for apply in self._apply:
-            apply(result.effective)
+            try:
+                apply(result.effective)
+            except Exception:
+                _log.exception("reloaded settings not applied")
         names = {"changed": list(result.changed), "needs_restart": list(result.needs_restart)}
         if self._has_parent:
             _log.debug("settings reloaded", **names)
@@ -68,12 +76,28 @@ def hold_signal() -> None:
 
 @contextmanager
 def on_signal(reload: Callable[[], Any]) -> Iterator[None]:
-    """Call `reload` in the running event loop at each SIGHUP. For the main thread, after `hold_signal`."""
+    """Call `reload` in the running event loop after SIGHUP. For the main thread, after `hold_signal`.
+
+    Signals that arrive before a reload begins are one: many of them do not keep the loop from its requests.
+    """
     if not hasattr(signal, "SIGHUP"):
         yield
         return
     loop = asyncio.get_running_loop()
-    signal.signal(signal.SIGHUP, lambda number, frame: loop.call_soon_threadsafe(reload))
+    waiting = False
+
+    def received(number: int, frame: FrameType | None) -> None:
+        nonlocal waiting
+        if not waiting:
+            waiting = True
+            loop.call_soon_threadsafe(begin)
+
+    def begin() -> None:
+        nonlocal waiting
+        waiting = False  # From here on a signal may mean that the files changed after they were read.
+        reload()
+
+    signal.signal(signal.SIGHUP, received)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGHUP,))
     try:
         yield

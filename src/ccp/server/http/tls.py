@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias, cast
 
 import structlog
 from cryptography import x509
@@ -63,11 +63,14 @@ class Loop(BaseLoop):
     certificate: ServedCertificate | None = None
 
     _acceptor: Acceptor | None = None
+    _named_early: TLSFiles | None = None
 
     def reload_tls(self, files: TLSFiles) -> None:
-        """Load the TLS files now, for new connections. Without TLS nothing happens."""
+        """Load the TLS files for new connections, now or when the server begins to listen. Nothing without TLS."""
         if self._acceptor is not None:
             self._acceptor.reload(files)
+        else:
+            self._named_early = files
 
     async def create_server(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
         context = options.pop("ssl", None)
@@ -86,6 +89,8 @@ class Loop(BaseLoop):
             listening = [socket.socket(fileno=os.dup(socket_.fileno())) for socket_ in bound.sockets]
             bound.close()
         acceptor = Acceptor(self, protocol_factory, context, listening)
+        if self._named_early is not None:
+            acceptor.reload(self._named_early)
         acceptor.start(backlog)
         self._acceptor = acceptor
         return acceptor
@@ -204,10 +209,32 @@ class TLSFiles(NamedTuple):
     client_ca: Path | None
 
 
+FileStates: TypeAlias = tuple[tuple[int, int, int] | None, ...]
+
+
+def state_of(files: TLSFiles) -> FileStates:
+    """Identity, size and time of each file; None for one that cannot be read. Symbolic links are followed."""
+    found: list[tuple[int, int, int] | None] = []
+    for path in files:
+        if path is None:
+            continue
+        try:
+            status = path.stat()
+        except (OSError, ValueError):  # ValueError: a NUL in the name.
+            found.append(None)
+        else:
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
 class FileContext(ssl.SSLContext):
-    """A TLS context that knows its files, and how to make its successor from these or others."""
+    """A TLS context that knows its files, and how to make its successor from these or others.
+
+    state: of the files before they were read, see `state_of`.
+    """
 
     files: TLSFiles
+    state: FileStates
     not_after: datetime
     successor: Callable[[TLSFiles], FileContext]
     """Returns a new context with files as they are now. Raises OSError."""
@@ -216,10 +243,10 @@ class FileContext(ssl.SSLContext):
 def usable_certificate(certificate: Path, key: Path | None) -> x509.Certificate:
     """Return the server's certificate of two PEM files that can be used now.
 
-    Raises OSError for files that cannot be read, are not PEM, or do not belong together; ValueError for a certificate
-    that cannot be parsed, has expired, or is not valid yet.
+    Raises OSError for files that cannot be read, are not PEM, or do not belong together; ValueError for an encrypted
+    key, and for a certificate that cannot be parsed, has expired, or is not valid yet.
     """
-    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, _no_password)
     leaf = x509.load_pem_x509_certificate(certificate.read_bytes())
     now = datetime.now(UTC)
     if leaf.not_valid_after_utc < now:
@@ -227,6 +254,11 @@ def usable_certificate(certificate: Path, key: Path | None) -> x509.Certificate:
     if leaf.not_valid_before_utc > now:
         raise ValueError(f"the certificate is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC")
     return leaf
+
+
+def _no_password() -> str:
+    """Asked for the password of an encrypted key, which OpenSSL would otherwise ask for on the terminal, and wait."""
+    raise ValueError("the private key is encrypted; the server needs one without a password")
 
 
 def failure_of(exc: OSError | ValueError) -> str:
@@ -252,7 +284,7 @@ class CertificateWatcher:
         self._context = context
         self._files = context.files
         self._use: Final = use
-        self._tried = self._seen = self._state()
+        self._tried = self._seen = context.state  # The files may have changed since the context was made.
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -267,12 +299,12 @@ class CertificateWatcher:
     def reload(self, files: TLSFiles) -> None:
         """Load the files now. Unusable ones are watched from now on too; the context in use stays as it is."""
         self._files = files
-        self._tried = self._seen = self._state()
+        self._tried = self._seen = state_of(files)
         self._renew()
 
     def _look(self) -> None:
         self.start()
-        state = self._state()
+        state = state_of(self._files)
         if state == self._seen and state != self._tried:
             self._tried = state
             self._renew()
@@ -289,20 +321,6 @@ class CertificateWatcher:
         self._use(self._context)
         _log.info("tls certificate reloaded", file=file, valid_until=str(leaf.not_valid_after_utc))
 
-    def _state(self) -> tuple[tuple[int, int, int] | None, ...]:
-        """Identity, size and time of each file; None for one that cannot be read. Symbolic links are followed."""
-        found: list[tuple[int, int, int] | None] = []
-        for path in self._files:
-            if path is None:
-                continue
-            try:
-                status = path.stat()
-            except OSError:
-                found.append(None)
-            else:
-                found.append((status.st_ino, status.st_size, status.st_mtime_ns))
-        return tuple(found)
-
 
 def tls_context(config: Config, default: object) -> FileContext:
     """Return the TLS context: TLS 1.2 or 1.3; in 1.2 only cipher suites with forward secrecy and AEAD.
@@ -317,6 +335,7 @@ def tls_context(config: Config, default: object) -> FileContext:
 
 def _file_context(files: TLSFiles, verify_mode: ssl.VerifyMode) -> FileContext:
     context = FileContext(ssl.PROTOCOL_TLS_SERVER)
+    context.files, context.state = files, state_of(files)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # TLS 1.3 has its own list, which is secure.
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
@@ -324,8 +343,7 @@ def _file_context(files: TLSFiles, verify_mode: ssl.VerifyMode) -> FileContext:
     context.verify_mode = verify_mode
     if files.client_ca is not None:
         context.load_verify_locations(files.client_ca)
-    context.load_cert_chain(files.certificate, files.key)
-    context.files = files
+    context.load_cert_chain(files.certificate, files.key, _no_password)
     context.successor = partial(_file_context, verify_mode=verify_mode)
     context.not_after = x509.load_pem_x509_certificate(files.certificate.read_bytes()).not_valid_after_utc
     return context

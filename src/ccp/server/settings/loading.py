@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsError
@@ -22,6 +22,7 @@ from ccp.server.settings.secret_files import SecretSources, file_forms, holds_se
 from ccp.server.settings.services import PATHS, SERVICES, error_sentence, flatten_tables
 
 DEFAULT_FILE = Path("ccp.toml")
+_MAX_FILE_BYTES: Final = 1 << 20  # Those with hundreds of trusted issuers have some 100 KiB.
 
 
 def file_in_effect(path: Path | None = None) -> Path | None:
@@ -43,11 +44,13 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     values: dict[str, Any] = {}
     if named is not None:
         try:
-            values = flatten_tables(tomllib.loads(named.read_text(encoding="utf-8")))
+            values = flatten_tables(tomllib.loads(_read(named)))
         except OSError as exc:
             raise ConfigurationError(f"The configuration file {named} cannot be read: {exc.strerror}.") from exc
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
             raise ConfigurationError(f"The configuration file {named} is not TOML: {exc}.") from exc
+        except RecursionError as exc:
+            raise ConfigurationError(f"The configuration file {named} is nested too deeply.") from exc
         except ValueError as exc:
             raise ConfigurationError(f"The configuration file {named} is contradictory: {exc}") from exc
         anchor_paths(values, named.parent)
@@ -100,6 +103,15 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     settings.note_secret_files(secrets.files, named if named is not None and holds_secrets(fields, values) else None)
     check_audit_stream(settings)
     return settings
+
+
+def _read(file: Path) -> str:
+    """The text of a configuration file. Raises OSError, UnicodeDecodeError; ConfigurationError if it is too big."""
+    with file.open("rb") as content:
+        data = content.read(_MAX_FILE_BYTES + 1)
+    if len(data) > _MAX_FILE_BYTES:
+        raise ConfigurationError(f"The configuration file {file} is too big (more than {_MAX_FILE_BYTES:,} bytes).")
+    return data.decode()
 
 
 def _not_json(known: Iterable[str]) -> Iterator[str]:

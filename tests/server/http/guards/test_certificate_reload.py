@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from ccp.server.http import tls
 from ccp.testing.pki import PKI
@@ -143,3 +145,36 @@ def test_certificate_reload_follows_linked_files(secure: Pool, files: tuple[Path
         file.unlink()
         file.symlink_to(target)
     wait_until(lambda: presented(secure) == der(new[0]))
+
+
+def test_certificate_reload_finds_files_that_changed_while_the_application_started(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The context is made first, then the application starts, then the watcher begins."""
+    monkeypatch.setattr(tls.CertificateWatcher, "INTERVAL", 0.02)
+    (tmp_path / "new").mkdir()
+    new = own_certificate(tmp_path / "new")
+    context = tls._file_context(tls.TLSFiles(*files, None), ssl.CERT_NONE)
+    replace(files, new)
+
+    async def watch() -> None:
+        used: asyncio.Queue[tls.FileContext] = asyncio.Queue()
+        watcher = tls.CertificateWatcher(asyncio.get_running_loop(), context, used.put_nowait)
+        watcher.start()
+        assert await asyncio.wait_for(used.get(), 10) is not context
+        watcher.stop()
+
+    asyncio.run(watch())
+
+
+def test_certificate_with_an_encrypted_key_is_refused_without_a_question(files: tuple[Path, Path]) -> None:
+    key = serialization.load_pem_private_key(files[1].read_bytes(), None)
+    files[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"a password"),
+        )
+    )
+    with pytest.raises(ValueError, match="the private key is encrypted"):
+        tls.usable_certificate(*files)
