@@ -21,6 +21,8 @@ run: $(VENV)/run
 	@test -f $(SANDBOX)/ccp.toml || $(BIN)/ccp sandbox $(SANDBOX)
 	$(BIN)/ccp serve --config $(SANDBOX)/ccp.toml
 
+# Bytecode is kept, whatever the environment says: without it each of the many processes of the tests compiles all again.
+unexport PYTHONDONTWRITEBYTECODE
 # Modules in the order of tests/conftest.py: the longest first.
 PYTEST := $(BIN)/pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder
 # Under a minute: no servers, no databases but SQLite, nothing to compare with.
