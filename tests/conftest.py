@@ -48,6 +48,8 @@ def _needs(item: pytest.Item) -> Iterator[str]:
         or _USES_POSTGRES.search(_source(item.path))
     ):
         yield "postgres"
+    if "browser" in folders:
+        yield from ("browser", "server")
     if _COMPARES.search(item.path.stem):
         yield "judge"
 
