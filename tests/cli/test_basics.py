@@ -11,6 +11,7 @@ import pytest
 from ccp import __version__
 from ccp.cli.output import print_table
 from ccp.server.settings import Settings
+from ccp.server.settings.secret_files import file_forms
 from ccp.server.settings.services import SERVICES
 from ccp.server.storage.engine import schema
 from ccp.testing.pki import PKI
@@ -133,15 +134,20 @@ def test_commands_refuse_a_file_that_is_no_database(folder: Path) -> None:
 # --- Settings --------------------------------------------------------------------------------------------------------
 
 
+def shown_settings() -> set[str]:
+    """The settings, and the second form of each secret."""
+    return {*Settings.model_fields, *file_forms(Settings.model_fields).values()}
+
+
 def test_config_prints_settings_as_table_and_as_json() -> None:
     table = {line.split()[0]: line.split()[1:] for line in ccp_ok("config").lines}
     assert table["port"] == ["8020"]
     assert table["base_url"] == []
     # A service that is not configured has one row.
-    assert set(table) == {"setting", *(f"{name}_url" if name in SERVICES else name for name in Settings.model_fields)}
+    assert set(table) == {"setting", *(f"{name}_url" if name in SERVICES else name for name in shown_settings())}
     shown = json.loads(ccp_ok("config", "--json").out)
     assert (shown["port"], shown["base_url"], shown["vehicle_trust"]) == (8020, None, "chain")
-    assert list(shown) == list(Settings.model_fields)
+    assert set(shown) == shown_settings()
 
 
 def test_config_environment_overrides_the_file(folder: Path) -> None:
@@ -154,7 +160,7 @@ def test_config_environment_overrides_the_file(folder: Path) -> None:
 
 def test_config_explains_every_setting() -> None:
     explained = ccp_ok("config", "--explain").lines
-    assert len(explained) == len(Settings.model_fields) + 1
+    assert len(explained) == len(shown_settings()) + 1
     assert all(line.endswith(".") for line in explained[1:])
 
 

@@ -50,7 +50,7 @@ OPERATIONS = (
     "GetSignedContractDataByEmaidAndPcid",
     "SetSignedContractDataAsDefault",
 )
-ROLES = ("emsp", "cpo", "oem", "cps", "ccp", "admin")
+ROLES = ("emsp", "cpo", "oem", "cps", "ccp", "admin", "metrics")
 MAY = {
     "GetContractDataByEmaid": "emsp",
     "GetContractDataByPcid": "oem",

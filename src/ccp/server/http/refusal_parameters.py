@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final, TypeAlias
 
 from fastapi import Query
@@ -33,6 +34,15 @@ def _emaid(value: object) -> object:
         raise PydanticCustomError("field", "{sentence}", {"sentence": str(exc)}) from exc
 
 
+def _date_time(value: object) -> object:
+    """A time as in RFC 3339; pydantic alone takes numbers and dates too."""
+    if isinstance(value, str) and not _DATE_TIME.fullmatch(value):
+        raise PydanticCustomError("field", "must be a time as in RFC 3339, such as 2026-01-31T12:00:00Z")
+    return value
+
+
+_DATE_TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
 PCIDQuery: TypeAlias = Annotated[
     Any,
     BeforeValidator(_pcid),
@@ -43,8 +53,12 @@ EMAIDQuery: TypeAlias = Annotated[
     Any, BeforeValidator(_emaid), WithJsonSchema({"type": "string"}), Query(description="The contract.")
 ]
 CodeQuery: TypeAlias = Annotated[ErrorCode | None, Query(description="The code of the refusal.")]
-SinceQuery: TypeAlias = Annotated[AwareDatetime | None, Query(description="From this time on.")]
-UntilQuery: TypeAlias = Annotated[AwareDatetime | None, Query(description="Up to this time.")]
+SinceQuery: TypeAlias = Annotated[
+    AwareDatetime | None, BeforeValidator(_date_time), Query(description="From this time on.")
+]
+UntilQuery: TypeAlias = Annotated[
+    AwareDatetime | None, BeforeValidator(_date_time), Query(description="Up to this time.")
+]
 LimitQuery: TypeAlias = Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE, description="Records on the page, at most.")]
 CursorQuery: TypeAlias = Annotated[
     str | None,

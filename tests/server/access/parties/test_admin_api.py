@@ -57,6 +57,9 @@ CALLS: dict[AdminOperation, tuple[str, str, dict[str, Any] | None, int]] = {
     AdminOperation.ROTATE_PEER_SECRET: ("POST", "/peers/far/rotate-secret", {"secret": "token-2"}, 200),
     AdminOperation.REMOVE_PEER: ("DELETE", "/peers/gone", None, 200),
     AdminOperation.GET_ROLES: ("GET", "/roles", None, 200),
+    AdminOperation.LIST_REFUSALS: ("GET", "/refusals", None, 200),
+    AdminOperation.GET_STATISTICS: ("GET", "/statistics", None, 200),
+    AdminOperation.GET_EXPIRY: ("GET", "/expiry", None, 200),
 }
 
 
@@ -160,7 +163,7 @@ CLIENT_ID = 'client_id : must match "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"'
         ({**GOOD, "client_id": None}, ["client_id : must not be null"]),
         ({**GOOD, "client_id": ""}, [CLIENT_ID]),
         ({**GOOD, "roles": []}, ["A party needs a role."]),
-        ({**GOOD, "roles": ["king"]}, ["roles.0 : must be 'emsp', 'cpo', 'oem', 'cps', 'ccp' or 'admin'"]),
+        ({**GOOD, "roles": ["king"]}, ["roles.0 : must be 'emsp', 'cpo', 'oem', 'cps', 'ccp', 'admin' or 'metrics'"]),
         ({**GOOD, "roles": "cpo"}, ["roles : must be an array"]),
         ({**GOOD, "wmi": ["WEX"]}, ["wmi : unknown member"]),
         ({**GOOD, "enabled": False}, ["enabled : unknown member"]),

@@ -94,7 +94,7 @@ def test_address_that_only_begins_like_ours_is_another_audience(pool: Pool) -> N
 def test_token_without_scope_has_all_roles_and_the_answer_names_them(pool: Pool) -> None:
     assert granted(ask(pool, "emsp"))["scope"] == "emsp"
     body = granted(ask(pool, "everything"))
-    assert body["scope"] == "admin ccp cpo cps emsp oem"
+    assert body["scope"] == "admin ccp cpo cps emsp metrics oem"
     assert "scope" not in claims_of(body["access_token"])
     assert look(pool, body["access_token"], "DEALL").status_code == 404
     assert post(pool, body["access_token"]).status_code == 400

@@ -1,0 +1,131 @@
+"""Bounds of the records of refused deliveries, on both engines."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccp.error_codes import ErrorCode
+from ccp.errors import NoContract, TooManyRequests
+from ccp.server.audit.refused_deliveries import RefusedDeliveries, RefusedRequest
+from ccp.server.domain.authorization import Operation
+from ccp.server.request_counts import Dialect, RequestCounts
+from ccp.server.storage import Store, connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.queries import refusals, request_counts
+from tests.databases import fresh
+from tests.world import AT, new_emaid, new_pcid
+
+_TICKS = itertools.count()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a new database with the newest schema."""
+    if request.param == "sqlite":
+        made = fresh(tmp_path)
+        schema.upgrade(made)
+        return made
+    found: str = request.getfixturevalue("postgres").database()
+    return found
+
+
+def refused(caller: str, number: int, failure: Any = None) -> RefusedRequest:
+    reason = failure or NoContract("No contract is stored for the vehicle.")
+    reason.concerned = (str(new_emaid()),)
+    trace_id = f"{number:08x}-0000-4000-8000-{abs(hash(caller)) % 16**12:012x}"
+    return RefusedRequest(
+        trace_id, caller, Operation.DELIVER.value, "opnc", 200, reason.code, None, new_pcid(), None, "gJg=", reason
+    )
+
+
+def recorder(store: Store, dropped: Counter[str], **options: Any) -> RefusedDeliveries:
+    async def now() -> datetime:
+        return options.pop("at", AT)
+
+    return RefusedDeliveries(
+        store,
+        lambda: AT + timedelta(microseconds=next(_TICKS)),
+        now,
+        retention=timedelta(days=30),
+        keep_requests=False,
+        dropped=lambda reason: dropped.update([reason]),
+        **options,
+    )
+
+
+def test_refused_deliveries_of_a_flood_displace_no_other_callers(url: str) -> None:
+    async def run() -> tuple[Counter[str], dict[str, int], int]:
+        store, dropped = connect(url), Counter[str]()
+        await store.open()
+        try:
+            deliveries = recorder(store, dropped)
+            for number in range(1_000):
+                deliveries.record(refused("flood", number))
+            deliveries.record(refused("quiet", 1))
+            await deliveries.flush()
+            counted = dict(await store.read(refusals.callers()))
+            await store.write(refusals.trim("flood", 20))
+            left = dict(await store.read(refusals.callers()))
+            assert left["quiet"] == 1
+            found = await store.read(refusals.search(refusals.RefusalFilter(client_id="quiet"), 10))
+            assert [len(each.concerned) for each in found] == [1]
+            return dropped, counted, left["flood"]
+        finally:
+            await store.close()
+
+    dropped, counted, left = asyncio.run(run())
+    assert dropped == {"caller": 800}
+    assert counted == {"flood": 200, "quiet": 1}
+    assert left == 20
+
+
+def test_refused_deliveries_are_dropped_under_overload_and_end_with_time(url: str) -> None:
+    async def run() -> None:
+        store, dropped = connect(url), Counter[str]()
+        await store.open()
+        try:
+            recorder(store, dropped, overloaded=lambda: True).record(refused("cpo", 1))
+            assert dropped == {"overload": 1}
+            deliveries = recorder(store, dropped)
+            deliveries.record(refused("cpo", 2, TooManyRequests("Too many.", retry_after=1)))
+            deliveries.record(refused("cpo", 3))
+            await deliveries.flush()
+            assert await store.read(refusals.callers()) == [("cpo", 1)]
+            assert await store.write(refusals.remove_before(AT)) == 0
+            assert await store.write(refusals.remove_before(AT + timedelta(seconds=1))) == 1
+            assert await store.read(refusals.callers()) == []
+        finally:
+            await store.close()
+
+    asyncio.run(run())
+
+
+def test_request_counts_of_two_workers_add_up(url: str) -> None:
+    async def run() -> None:
+        stores = [connect(url), connect(url)]
+        for store in stores:
+            await store.open()
+        try:
+            for _ in range(3):
+                counts = RequestCounts()
+                counts.add(Dialect.OPNC, "Deliver", None, 5)
+                counts.add(Dialect.OPNC, "Deliver", ErrorCode.NO_VALID_CONTRACT)
+                hour = request_counts.hour_of(AT)
+                added = {(hour, counted): number for counted, number in counts.take().items()}
+                await asyncio.gather(*(store.write(request_counts.add(added)) for store in stores))
+            found = await stores[0].read(request_counts.read(AT, AT, timedelta(days=1)))
+            assert [(each.code, each.number) for each in found] == [("", 30), ("no-valid-contract", 6)]
+            await stores[0].write(request_counts.remove_before(AT + timedelta(hours=1)))
+            assert await stores[0].read(request_counts.read(AT, AT)) == []
+        finally:
+            for store in stores:
+                await store.close()
+
+    asyncio.run(run())
