@@ -66,7 +66,7 @@ def test_answer_names_the_error_in_its_challenge_only_where_a_token_was_given(
 
 def gets(pool: Pool) -> list[str]:
     paths = pool.http.get("/openapi.json").json()["paths"]
-    ids = {"emaid": E, "pcid": P, "id": P, "rootCertificateId": P, "client_id": "cpo"}
+    ids = {"emaid": E, "pcid": P, "id": P, "rootCertificateId": P, "client_id": "cpo", "party_id": "missing"}
     ids |= {"ca": "cpo", "iso-version": "ISO15118-2", "algorithm": "secp256r1"}
     own = [path.format(**ids) for path, item in paths.items() if "get" in item]
     return [*own, "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", oauth.JWKS_PATH,

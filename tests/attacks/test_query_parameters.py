@@ -46,7 +46,13 @@ def call(pool: Pool, method: str, path: str, query: str) -> httpx.Response:
     """Call an operation whose path has ids that nothing belongs to."""
     emaid, pcid = new_emaid("DEALL"), "ALL0QUERY00000001"
     vehicle = path == "/v1/ccp/signedContractData/{id}" and method == "GET"
-    ids = {"emaid": emaid, "pcid": pcid, "id": pcid if vehicle else emaid, "client_id": "missing"}
+    ids = {
+        "emaid": emaid,
+        "pcid": pcid,
+        "id": pcid if vehicle else emaid,
+        "client_id": "missing",
+        "party_id": "missing",
+    }
     ids |= {"rootCertificateId": "x", "ca": "cpo", "iso-version": "ISO15118-2", "algorithm": "secp256r1"}
     headers = {"Authorization": f"Bearer {pool.token('everything')}"}
     if path == PCP_EVENTS:
@@ -65,11 +71,13 @@ def misspelt(name: str) -> set[str]:
         f"{name[:half]}_{name[half:]}",
         f"{name[:half]}-{name[half:]}",
     }
+    if len(name) < 4:
+        return found - {name}  # It resembles too many others; see `suggestions.closest`.
     found |= {f"{name}s", name[:half] + name[half + 1 :], f"{name[:half]}x{name[half + 1 :]}", f"%20{name}"}
     found |= {name[:half] + name[half + 1] + name[half] + name[half + 2 :]}
     if len(name) >= 6:
         found |= {name[:-2], f"{name}ed", f"?{name}"}
-    return found - {name}
+    return {wrong for wrong in found if len(wrong.strip("%20_-?")) >= 4} - {name}
 
 
 def test_query_parameter_cases_cover_every_operation(served: Pool) -> None:
@@ -95,7 +103,7 @@ def test_query_parameter_that_is_repeated_is_400_at_every_operation(served: Pool
             ), (method, path)
 
 
-@pytest.mark.parametrize("name", ["trace", "v", "_", "", "utm_source", "dry", "%00"])
+@pytest.mark.parametrize("name", ["verbose", "v", "_", "", "utm_source", "dry", "%00"])
 def test_query_parameter_that_is_unknown_is_400_for_changes_and_ignored_by_reads(served: Pool, name: str) -> None:
     for method, path, operation in operations(served):
         reads = method == "GET" or (method == "POST" and path in READING_POSTS)
@@ -103,7 +111,8 @@ def test_query_parameter_that_is_unknown_is_400_for_changes_and_ignored_by_reads
         plain = call(served, method, path, "")
         if reads:
             assert answer.status_code == plain.status_code, (method, path, answer.text)
-            assert "query parameter" not in answer.text
+            # A list may contain the sentences of earlier refusals.
+            assert answer.is_success or "query parameter" not in answer.text
         else:
             (found,) = sentences(answer, 400)
             others = ", ".join(sorted(known(operation))) or "none"
