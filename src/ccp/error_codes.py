@@ -381,7 +381,7 @@ class ErrorCode(StrEnum):
 
     # Temporary failures and other systems.
     TEMPORARILY_UNAVAILABLE = ("temporarily-unavailable", Responsible.OPERATOR, 503,
-        "The pool, its database, or a system that it depends on does not answer now. Nothing has changed, unless the "
+        "The pool or a system that it depends on does not answer now. Nothing has changed, unless the "
         "sentence says otherwise.",
         "Repeat the request after Retry-After. If it repeats, the operator looks at the log.",
     )  # fmt: skip

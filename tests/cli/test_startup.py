@@ -122,6 +122,22 @@ def test_startup_refuses_the_key_of_another_certificate(tmp_path: Path) -> None:
     assert "mismatch" in error.lower()
 
 
+def test_startup_refuses_unusable_tls_files_of_the_audit_stream(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    stream = {"CCP_AUDIT_STREAM": "syslog", "CCP_AUDIT_STREAM_SYSLOG": "tls://127.0.0.1:6514"}
+    error = ccp_error("serve", env=variables(tmp_path) | stream | {"CCP_AUDIT_STREAM_CA": f"{tmp_path}/ca.pem"})
+    assert error.startswith(f"audit_stream_ca ({tmp_path}/ca.pem) cannot be used")
+
+
+def test_startup_warns_of_a_file_of_the_audit_stream_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for file, reason in (("missing/audit", "does not exist"), ("link", "it is a symbolic link")):
+        variables = {"CCP_AUDIT_STREAM": "file", "CCP_AUDIT_STREAM_FILE": str(tmp_path / file)}
+        _, warnings = reported(tmp_path, CCP_LOG_FORMAT="json", **variables)
+        (found,) = [warning for warning in warnings if "audit_stream_file" in warning]
+        assert reason in found
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_startup_on_a_port_in_use_is_one_sentence_and_no_banner(tmp_path: Path, workers: int) -> None:
     with socket.socket() as taken:

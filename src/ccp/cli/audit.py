@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -27,8 +28,9 @@ from ccp.server.runtime.private_files import create_private
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine.time_limits import COMMANDS
 from ccp.server.storage.queries import audit as queries
+from ccp.server.storage.queries import audit_stream
 from ccp.server.storage.queries.audit import AuditRow, ChainHead, Filter
-from ccp.server.storage.queries.contracts import instant
+from ccp.server.storage.queries.contracts import instant, microseconds
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -70,9 +72,19 @@ def list_rows(
 
 @app.command()
 def verify(
-    file: Annotated[Path | None, typer.Argument(help="Export to verify. Default: the database.")] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="FILE…",
+            help="Export to verify, or the files of a stream in the order of their writing. Default: the database.",
+        ),
+    ] = None,
     against: Annotated[
-        Path | None, typer.Option(help="Earlier export, kept elsewhere, that the trail must continue.")
+        list[Path] | None,
+        typer.Option(
+            help="Earlier export, kept elsewhere, that the trail must continue; or a file of the stream (repeat the "
+            "option for several, in the order of their writing).",
+        ),
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -83,14 +95,16 @@ def verify(
     It lists every row that has lost its subject since the export: compare them with the erasures that you have
     carried out. Exit status 3: there are such rows, and everything else is intact.
     """
-    verifier = ChainVerifier(_ends(against) if against is not None else None)
-    if file is not None:
-        with _open(file) as lines:
+    verifier = ChainVerifier(_ends(against) if against else None)
+    streamed = False
+    if files:
+        with _open(files) as lines:
             for part in read_export(lines):
                 if isinstance(part, AuditRow):
                     verifier.feed(part)
                 else:
                     verifier.feed_head(part)
+                    streamed = part.of_stream
     else:
 
         async def read(store: Store) -> None:
@@ -99,12 +113,47 @@ def verify(
 
         with_store(config, read)
     verdict = verifier.result()
-    if against is None:
-        _print_verdict(verdict, None, as_json=as_json)
+    if not against:
+        _print_verdict(verdict, None, as_json=as_json, streamed=streamed)
         return
     with _open(against) as lines:
         blanked = export_comparison.blanked_since(read_export(lines), verifier)
-    _print_verdict(verdict.with_broken(export_comparison.contradictions(blanked)), blanked, as_json=as_json)
+    _print_verdict(
+        verdict.with_broken(export_comparison.contradictions(blanked)), blanked, as_json=as_json, streamed=streamed
+    )
+
+
+@app.command()
+def stream(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show how far the stream of the trail has got: rows that the receiver has, and rows that wait."""
+    effective = settings.load(config)
+    kind = effective.audit_stream
+    if kind is None:
+        raise ConfigurationError("The audit trail is not streamed: audit_stream is not set.")
+
+    async def read(store: Store) -> tuple[audit_stream.StreamState, datetime]:
+        return await store.read(audit_stream.state(kind)), await store.time() or datetime.now(UTC)
+
+    state, now = with_store(config, read)
+    waiting = state.rows - state.confirmed
+    age = max(0.0, (now - instant(state.oldest_at)).total_seconds()) if state.oldest_at is not None else 0.0
+    sends = state.lease_until > microseconds(now)
+    if as_json:
+        print_json(
+            {
+                "kind": kind,
+                "rows": state.rows,
+                "confirmed": state.confirmed,
+                "waiting": waiting,
+                "oldest_waiting_seconds": round(age, 1),
+                "sender": state.holder if sends else None,
+            }
+        )
+        return
+    print_line(f"{kind}: the receiver has {state.confirmed} of {state.rows} row(s).")
+    if waiting:
+        print_line(f"{waiting} row(s) wait; the oldest was written {age:.0f} second(s) ago.")
+    print_line(f"{state.holder} sends." if sends else "No process sends now: the pool does not run, or it is starting.")
 
 
 @app.command()
@@ -180,8 +229,13 @@ def _line(members: dict[str, Any]) -> bytes:
     return json.dumps(members).encode("ascii") + b"\n"
 
 
-def _print_verdict(verdict: ChainVerification, blanked: list[BlankedRow] | None, *, as_json: bool) -> None:
-    """Print a verdict and exit. blanked: rows that lost their subject since an earlier export; None without one."""
+def _print_verdict(
+    verdict: ChainVerification, blanked: list[BlankedRow] | None, *, as_json: bool, streamed: bool
+) -> None:
+    """Print a verdict and exit.
+
+    blanked: rows that lost their subject since an earlier export; None without one. streamed: of files of a stream.
+    """
     if as_json:
         shown: dict[str, Any] = {
             "rows": verdict.rows,
@@ -199,6 +253,10 @@ def _print_verdict(verdict: ChainVerification, blanked: list[BlankedRow] | None,
         for row in blanked or ():
             print_line(_blanked_line(row))
         print_line(_summary(verdict, blanked))
+        if streamed and not verdict.broken:
+            print_line(
+                "Rows after the last one of each lane may be missing: `ccp audit verify --against` compares both."
+            )
     if verdict.broken:
         raise typer.Exit(1)
     if blanked:
@@ -241,21 +299,23 @@ def _blanked_line(row: BlankedRow) -> str:
 
 
 @contextmanager
-def _open(file: Path) -> Iterator[Iterator[str]]:
+def _open(files: Sequence[Path]) -> Iterator[Iterator[str]]:
+    """The lines of files, one after the other."""
+    named = ", ".join(map(str, files))
     try:
-        with open(file, encoding="utf-8") as lines:
-            yield lines
+        with ExitStack() as opened:
+            yield chain.from_iterable([opened.enter_context(open(file, encoding="utf-8")) for file in files])
     except UnicodeDecodeError as exc:
-        raise ConfigurationError(f"{file} is not an audit export.") from exc
+        raise ConfigurationError(f"{named} is not an audit export.") from exc
     except CCPError as exc:
-        raise ConfigurationError(*(f"{file}: {message}" for message in exc.messages)) from exc
+        raise ConfigurationError(*(f"{named}: {message}" for message in exc.messages)) from exc
 
 
-def _ends(file: Path) -> dict[int, ChainHead]:
+def _ends(files: Sequence[Path]) -> dict[int, ChainHead]:
     """The last row of each lane in an earlier export, which must be intact. Raises ConfigurationError."""
     verifier = ChainVerifier()
     ends: dict[int, ChainHead] = {}
-    with _open(file) as lines:
+    with _open(files) as lines:
         for part in read_export(lines):
             if isinstance(part, AuditRow):
                 verifier.feed(part)
@@ -263,8 +323,9 @@ def _ends(file: Path) -> dict[int, ChainHead]:
                 verifier.feed_head(part)
                 if part.head is not None:
                     ends[part.lane] = part.head
+    named = " ".join(map(str, files))
     if verifier.result().broken:
-        raise ConfigurationError(f"{file} is broken; see ccp audit verify {file}.")
+        raise ConfigurationError(f"{named} is broken; see ccp audit verify {named}.")
     return ends
 
 

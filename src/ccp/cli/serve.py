@@ -57,11 +57,12 @@ def serve(
     from ccp.server.reloading import hold_signal
 
     tls = startup.check_tls(effective)
+    stream_warnings = [*startup.check_audit_stream(effective)]
     bound = startup.bind(effective.host, effective.port)
     with _shared_folder(effective, given):
         limit, warnings = _raise_descriptor_limit(effective, given)
         report = _report(effective, bound, config, limit, tls, new_database=new_database)
-        warnings += [*database_warnings, *startup.warnings(effective, report, tls, datetime.now(UTC))]
+        warnings += [*database_warnings, *stream_warnings, *startup.warnings(effective, report, tls, datetime.now(UTC))]
         _export_environment(config, given)
         hold_signal()
         _show(effective, report, warnings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 import ssl
 from collections.abc import Iterable, Iterator
@@ -84,6 +85,34 @@ def check_tls(config: Settings) -> ServerCertificate | None:
                 f"The CAs of client certificates {config.tls_client_ca} cannot be used: {failure_of(exc)}."
             ) from exc
     return ServerCertificate(leaf.not_valid_after_utc, tuple(_names(leaf)))
+
+
+def check_audit_stream(config: Settings) -> Iterator[str]:
+    """Check the TLS files of the audit stream's receiver. Yields sentences about its file, which may be mended later.
+
+    Raises ConfigurationError for TLS files that cannot be used.
+    """
+    if config.audit_stream is None:
+        return
+    from ccp.server.external.client_tls import ClientTLS
+    from ccp.server.runtime.private_files import refusal
+
+    ClientTLS(config.audit_stream_ca, config.audit_stream_tls_cert, config.audit_stream_tls_key).check("audit_stream")
+    file = config.audit_stream_file
+    if config.audit_stream != "file" or file is None:
+        return
+    folder = file.parent
+    if not folder.is_dir():
+        reason = f"the folder {folder} does not exist"
+    elif (found := refusal(file)) is not None:
+        reason = found
+    elif file.exists() and not os.access(file, os.R_OK | os.W_OK):
+        reason = "this user may not read and write it"
+    elif not file.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        reason = f"this user may not create files in {folder}"
+    else:
+        return
+    yield f"The audit trail waits in the database: audit_stream_file {file} cannot be written: {reason}."
 
 
 def _names(leaf: x509.Certificate) -> Iterator[str]:

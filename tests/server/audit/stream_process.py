@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ccp.server.audit.stream import AuditStream
@@ -15,6 +18,7 @@ from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.runtime.clock import utc_now
 from ccp.server.settings import Settings
 from ccp.server.storage import connect
+from tests.databases import sql
 
 LEASE = 3.0  # Longer than a busy machine stops a process for, so that only a kill makes a seam.
 INTERVAL = 0.02
@@ -38,6 +42,24 @@ async def stream(database: str, settings: dict[str, Any], ended: asyncio.Event) 
         await streaming.close()
         await outbound.close()
         await store.close()
+
+
+@contextmanager
+def in_this_process(url: str, **settings: Any) -> Iterator[None]:
+    """The same in a thread, which ends in order."""
+    loop, ended = asyncio.new_event_loop(), asyncio.Event()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(stream(url, settings, ended)))
+    thread.start()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join()
+        loop.close()
+
+
+def confirmed(url: str) -> int:
+    return int(sql(url, "select coalesce(sum(number), 0) from audit_stream_position")[0][0])
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from tests.databases import Server, sql
 from tests.scripted_server import Reply, Scripted, scripted, unused_port
 from tests.server.audit import stream_process
 from tests.server.audit.made import fill
+from tests.server.audit.stream_process import confirmed, in_this_process
 from tests.server.storage.made import AT, SECOND, new_database, opened
 from tests.tls_files import PrivateCA
 from tests.waiting import wait_until
@@ -103,24 +104,6 @@ def streaming(url: str, **settings: Any) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.kill()
         process.wait()
-
-
-@contextmanager
-def in_this_process(url: str, **settings: Any) -> Iterator[None]:
-    """The same in a thread, which ends in order."""
-    loop, ended = asyncio.new_event_loop(), asyncio.Event()
-    thread = threading.Thread(target=lambda: loop.run_until_complete(stream_process.stream(url, settings, ended)))
-    thread.start()
-    try:
-        yield
-    finally:
-        loop.call_soon_threadsafe(ended.set)
-        thread.join()
-        loop.close()
-
-
-def confirmed(url: str) -> int:
-    return int(sql(url, "select coalesce(sum(number), 0) from audit_stream_position")[0][0])
 
 
 # --- File ------------------------------------------------------------------------------------------------------------

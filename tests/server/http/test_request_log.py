@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -10,14 +11,20 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 from structlog.testing import CapturedCall, CapturingLogger
 
 from ccp.server import logging
+from ccp.server.audit.pseudonyms import Pseudonyms
+from ccp.server.audit.refusals import AccessDenialRecorder
 from ccp.server.http.middleware import tracing
+from ccp.server.http.middleware.tracing import TraceMiddleware
+from ccp.server.metrics import Metrics
+from ccp.server.settings import Settings
 from ccp.testing.pki import PKI
 from tests.databases import Server
 from tests.server.storage.made import sql
@@ -227,3 +234,33 @@ def test_log_elsewhere_has_its_time_and_no_priority(form: str) -> None:
     lines = written(form, journal=False)
     assert not any(line.startswith("<") for line in lines)
     assert all("timestamp" in json.loads(line) for line in lines) if form == "json" else lines[0][:2] == "20"
+
+
+# --- Requests without an answer --------------------------------------------------------------------------------------
+
+
+def test_request_log_of_a_cancelled_request_is_not_ok(log: list[CapturedCall]) -> None:
+    """A worker that ends cancels its requests, and then there is no status."""
+
+    async def never(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    async def unused(*_: object) -> Any:
+        raise AssertionError
+
+    async def run() -> None:
+        metrics = Metrics()
+        middleware = TraceMiddleware(never, Pseudonyms(Settings()), AccessDenialRecorder(cast(Any, None)), metrics)
+        scope = {"type": "http", "method": "GET", "path": "/opnc/v1/event/endpoints", "raw_path": b"", "headers": []}
+        task = asyncio.create_task(middleware(scope, unused, unused))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        text = metrics.render("text/plain")[0].decode()
+        assert 'outcome="unanswered",status="0"' in text
+        assert 'outcome="ok"' not in text
+
+    asyncio.run(run())
+    (line,) = log
+    assert (line.kwargs["status"], line.kwargs["outcome"]) == (0, "unanswered")

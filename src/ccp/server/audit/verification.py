@@ -16,11 +16,16 @@ _MISSING_HEAD: Final = "the lane's head is missing, so missing rows could not be
 
 @dataclass(frozen=True, slots=True)
 class LaneHead:
-    """The head of a lane. head: None where it is missing. outside: rows of the lane that the head does not cover."""
+    """The head of a lane.
+
+    head: None where it is missing. outside: rows of the lane that the head does not cover. of_stream: whether it is
+    only the last row that a receiver of the stream has; the lane may go on.
+    """
 
     lane: int
     head: ChainHead | None
     outside: int = 0
+    of_stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)

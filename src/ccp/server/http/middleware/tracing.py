@@ -303,6 +303,8 @@ def _denial(trace: Trace, status: int, pseudonyms: Pseudonyms) -> Entry:
 def _outcome(trace: Trace, status: int) -> str:
     if trace.failure is not None:
         return trace.failure.outcome
+    if not status:  # The request was cancelled: at the end of a worker, or because its client went away.
+        return "unanswered"
     return "ok" if status < 400 else "refused" if status < 500 else "unavailable" if status == 503 else "crashed"
 
 

@@ -60,6 +60,33 @@ def is_free(kind: str, now: datetime) -> Query[bool]:
     return free
 
 
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """How far a stream has got.
+
+    rows: in the trail. confirmed: of these. oldest_at: microseconds since 1970 of the oldest row that waits; None
+    without one. holder, lease_until: the process that has or had the lease; microseconds since 1970.
+    """
+
+    rows: int
+    confirmed: int
+    oldest_at: int | None
+    holder: str
+    lease_until: int
+
+
+@long_read
+def state(kind: str) -> Query[StreamState]:
+    """How far a stream has got. For commands."""
+    waiting = yield from pending(kind, 1)
+    lengths = yield "select coalesce(sum(number), 0) from audit_head", ()
+    lease = yield "select holder, lease_until from audit_stream where kind = $1", (kind,)
+    holder, until = lease[0] if lease else ("", 0)
+    rows = int(lengths[0][0])
+    oldest = waiting.rows[0].at if waiting.rows else None
+    return StreamState(rows, rows - waiting.count, oldest, holder, until)
+
+
 @long_read
 def pending(kind: str, per_lane: int) -> Query[Pending]:
     """The next rows for a receiver: those of each lane in the order of their numbers, lanes merged by time.
