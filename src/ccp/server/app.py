@@ -446,6 +446,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
                 outbound=services.outbound,
                 background=background,
                 health=health,
+                calls=metrics.last_calls,
             )
         )
     enrolment = Enrolment(store, external.est_server, config.est_labels, config.est_subjects, clock)

@@ -102,6 +102,8 @@ QUERIES: dict[str, Any] = {
     "audit.latest_naming": LONG,
     "deliveries.of_vehicle": LONG,
     "vehicle_lock.find_state": vehicle_lock.find_state(P),
+    "vehicle_lock.list_contested": vehicle_lock.list_contested(P, 100),
+    "peer_queries.list_all": SMALL,
     "console_sessions.find": SMALL,
     "audit.search": LONG,
     "deliveries.list_page": LONG,

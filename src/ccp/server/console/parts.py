@@ -14,6 +14,7 @@ from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.services import ExternalServices
 from ccp.server.http.request_context import RequestContext
 from ccp.server.http.routes.health import Health
+from ccp.server.metrics.last_calls import LastCalls
 from ccp.server.pool.operations import Pool
 from ccp.server.pool.peers import RegisteredPeers
 from ccp.server.pool.statistics import PoolStatistics
@@ -46,3 +47,4 @@ class ConsoleParts:
     outbound: OutboundClient
     background: BackgroundTasks
     health: Health
+    calls: LastCalls

@@ -19,6 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from ccp.error_codes import ErrorCode
+from ccp.server.metrics.last_calls import PEER, SERVICE, LastCalls
 from ccp.server.request_counts import Dialect, RequestCounts
 
 SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -215,6 +216,7 @@ class Metrics:
         )
         # The library takes longer to look up labels than to update their values.
         self.counts = RequestCounts()
+        self.last_calls = LastCalls()
         self._by_labels: dict[tuple[str | None, int, str], tuple[Counter, Histogram]] = {}
 
     def request(self, operation: str | None, status: int, outcome: str, seconds: float) -> None:
@@ -255,6 +257,7 @@ class Metrics:
         """Record a request to a peer. duration: seconds."""
         self._peer_requests.labels(peer, operation, outcome).inc()
         self._peer_seconds.labels(peer).observe(duration)
+        self.last_calls.record(PEER, peer, outcome, duration)
 
     def stopwatch(self, peer: str, operation: str) -> Stopwatch:
         """Start to measure a request to a peer. Call the result with the outcome at its end."""
@@ -313,6 +316,7 @@ class Metrics:
         """Record a request to an external service. duration: seconds."""
         self._service_requests.labels(service, outcome).inc()
         self._service_seconds.labels(service).observe(duration)
+        self.last_calls.record(SERVICE, service, outcome, duration)
 
     def database_sampled(self, in_use: int, idle: int, limit: int) -> None:
         """Record the database connections of this worker."""

@@ -274,6 +274,11 @@ class RegisteredPeers:
         for _, link in ended:
             await link.close()
 
+    def circuit_is_open(self, party_id: str) -> bool:
+        """Whether this worker sends a peer no vehicle's request after consecutive failures. False if it is unknown."""
+        link = self._links.get(party_id)
+        return link is not None and not link.breaker.is_closed
+
     def route(self, party_id: str) -> str | None:
         """See `Peers.route`."""
         if party_id == self._own_id:

@@ -20,7 +20,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 
@@ -101,6 +101,11 @@ class Supervised:
         self._restart: asyncio.TimerHandle | None = None
         self._runner: asyncio.Task[None]
         self._start()
+
+    @property
+    def failures(self) -> int:
+        """Rounds that failed since the last success."""
+        return self._failures
 
     def overdue(self, max_silence: float) -> bool:
         """Whether the next success is overdue by more than `max_silence`."""
@@ -184,6 +189,15 @@ class Supervised:
         return delay
 
 
+class TaskState(NamedTuple):
+    """A background task as it is shown. failures: since the last success. reason: of the last one; empty without."""
+
+    name: str
+    critical: bool
+    failures: int
+    reason: str
+
+
 class BackgroundTasks:
     """The background tasks of one process. Close it before the resources that the tasks use."""
 
@@ -219,6 +233,19 @@ class BackgroundTasks:
             for task in self._periodic
             if task.task.critical and task.overdue(self._max_silence)
         ]
+
+    def states(self) -> list[TaskState]:
+        """The periodic tasks, those that fail first."""
+        found = [
+            TaskState(
+                each.task.name,
+                each.task.critical,
+                each.failures,
+                self._logged.get(each.task.name, ("",))[0] if each.failures else "",
+            )
+            for each in self._periodic
+        ]
+        return sorted(found, key=lambda each: (-each.failures, each.name))
 
     def failed(self, name: str, exc: BaseException, *, failures: int = 1, **context: Any) -> None:
         """Log and count a failure. failures: consecutive ones; repeated failures are logged at doubling counts."""

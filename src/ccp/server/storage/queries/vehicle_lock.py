@@ -134,6 +134,34 @@ def find_state(pcid: PCID) -> Query[VehicleState | None]:
     )
 
 
+class ContestedVehicle(NamedTuple):
+    """A vehicle with contracts of several providers, without a choice of its manufacturer. contested: as above."""
+
+    pcid: PCID
+    default: Default
+    changed_at: datetime | None
+    contested: frozenset[EMAID]
+
+
+@read_committed
+def list_contested(after: str, limit: int) -> Query[list[ContestedVehicle]]:
+    """Contested vehicles by PCID, beginning after one. limit: of vehicles."""
+    rows = yield (
+        "select pcid, default_emaid, default_provider, default_chosen, stamped_at, contested from vehicle "
+        "where contested is not null and pcid > $1 order by pcid limit $2",
+        (after, limit),
+    )
+    return [
+        ContestedVehicle(
+            PCID(pcid),
+            _default(emaid, provider, chosen),
+            None if stamped is None else instant(stamped),
+            frozenset(map(EMAID, json.loads(contested))),
+        )
+        for pcid, emaid, provider, chosen, stamped, contested in rows
+    ]
+
+
 def _default(emaid: str | None, provider: str | None, chosen: object) -> Default:
     default = Default(
         None if emaid is None else EMAID(emaid),
