@@ -1,4 +1,4 @@
-"""Overview: charts of the stored counters, what needs attention first, contested vehicles, first steps of a new pool."""
+"""Overview: charts of the counters, what needs attention first, contested vehicles, first steps of a new pool."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_overview_with_every_code_in_every_hour_is_small(pool: Pool, person: Bro
     codes = [f"code-{number}" for number in range(120)]
     rows = [(hour - 3600 * back, "opnc", DELIVER, code, 1_000_000) for back in range(24) for code in codes]
     places = ", ".join(str(row) for row in rows)
-    pool.sql(f"insert into request_count (hour, dialect, operation, code, number) values {places}")  # noqa: S608
+    pool.sql(f"insert into request_count (hour, dialect, operation, code, number) values {places}")
     answer = person.get("/overview")
     assert (answer.status_code, len(answer.content) < 60_000) == (200, True)
     assert "And 100 codes more" in answer.text
