@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, with_services
-from ccp.errors import ConfigurationError, FieldError
+from ccp.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from ccp.server.app import Services
-    from ccp.server.storage.queries.refusals import RefusalFilter
-
-_TRACE_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+    from ccp.server.storage.queries.refusals import Refusal
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +22,10 @@ def register(app: typer.Typer) -> None:
 
 def why(
     wanted: Annotated[
-        str, typer.Argument(metavar="TRACE_ID|PCID", help="Trace id of a response, or a vehicle's PCID.")
+        str,
+        typer.Argument(
+            metavar="TRACE_ID|PCID|EMAID", help="Trace id of a response, a vehicle's PCID, or a contract's EMAID."
+        ),
     ],
     limit: Annotated[int, typer.Option(min=1, max=100, help="Records to show, at most.")] = 5,
     config: ConfigOption = None,
@@ -35,10 +35,18 @@ def why(
     from ccp.server.pool import refusal_reports
     from ccp.server.storage.queries import refusals
 
-    chosen = _filter(wanted)
+    trace_id, ids = refusal_reports.parse_trace_id(wanted), refusal_reports.parse_ids(wanted)
+    if trace_id is None and not ids:
+        raise ConfigurationError(
+            "Give a trace id (as in X-Trace-Id), a PCID (17 or 18 letters and digits), or an EMAID."
+        )
 
     async def run(built: Services) -> list[dict[str, Any]]:
-        found = await built.store.read(refusals.search(chosen, limit))
+        found: list[Refusal]
+        if trace_id is not None:
+            found = await built.store.read(refusals.search(refusals.RefusalFilter(id=trace_id), 1))
+        else:
+            found = (await refusal_reports.latest(built.store, ids, limit))[1].found
         stories = []
         for each in found:
             now = None
@@ -61,18 +69,6 @@ def why(
                 "never reached the delivery (see the audit trail and the log)."
             )
         raise typer.Exit(1)
-
-
-def _filter(text: str) -> RefusalFilter:
-    from ccp.server.pool.refusal_reports import parse_pcid
-    from ccp.server.storage.queries.refusals import RefusalFilter
-
-    if _TRACE_ID.fullmatch(text.strip().lower()):
-        return RefusalFilter(id=text.strip().lower())
-    try:
-        return RefusalFilter(pcid=parse_pcid(text))
-    except FieldError as exc:
-        raise ConfigurationError("Give a trace id (as in X-Trace-Id) or a PCID (17 or 18 letters and digits).") from exc
 
 
 def _print(story: dict[str, Any]) -> None:

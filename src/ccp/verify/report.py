@@ -113,6 +113,11 @@ class CheckList:
         if self._collect:
             self.results.append(CheckResult(len(self.results) + 1, subject, status, reason, evidence))
 
+    @property
+    def first_failure(self) -> CCPError | None:
+        """The error of the first failed check, whose code is that of the refusal."""
+        return self._failures[0] if self._failures else None
+
     def end_stage(self) -> None:
         """Raise what failed in this stage: the type and code of the first error, with the sentences of all."""
         if self._collect or not self._failures:

@@ -102,7 +102,7 @@ class Browser:
 
     def act(self, page: str, action: str, **fields: str) -> httpx.Response:
         """Send the form of a page that has this target, with these fields filled in."""
-        form = self.page(page).form(action)
+        form = next(each for each in self.page(page).forms if each.action.endswith(action) and each.method == "post")
         return self.post(form.action, {**form.fields, **fields})
 
     @property

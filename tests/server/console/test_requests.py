@@ -16,8 +16,8 @@ POLICY = (
     "frame-ancestors 'none'; base-uri 'none'"
 )
 PAGES = (
-    "/overview", "/contested", "/search", "/why", "/parties", "/parties/oem", "/webhooks", "/partners", "/anchors",
-    "/audit", "/health", "/sessions",
+    "/overview", "/contested", "/search", "/why", "/refusals", "/parties", "/parties/oem", "/webhooks", "/partners",
+    "/anchors", "/audit", "/health", "/sessions",
 )  # fmt: skip
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&{{7*7}}"
 

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from ccp.errors import FieldError, NotAuthorised, NotFound
 from ccp.ids import EMAID, PCID
 from ccp.server.audit.pseudonyms import Pseudonyms
+from ccp.server.pool.refusal_reports import parse_ids
 from ccp.server.storage import Store
 from ccp.server.storage.queries import secrets as secret_queries
 
@@ -94,3 +95,18 @@ class IdDisplay:
         if not self.in_full:
             raise NotAuthorised("A search by id needs the role admin; open the page from a list.")
         return kind.parse(handle)
+
+    def candidates(self, text: str) -> list[EMAID | PCID]:
+        """The ids that a text of a search or an address may be; none if it is no id.
+
+        Raises NotFound, and NotAuthorised as `resolve`.
+        """
+        if text.startswith(_PREFIX):
+            try:
+                return [self._cipher.unseal(EMAID, text)]
+            except NotFound:
+                return [self._cipher.unseal(PCID, text)]
+        found = parse_ids(text)
+        if found and not self.in_full:
+            raise NotAuthorised("A search by id needs the role admin; open the page from a list.")
+        return found

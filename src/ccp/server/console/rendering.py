@@ -12,8 +12,10 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ccp.error_codes import BY_VALUE
 from ccp.schemas.timestamps import rfc3339
 from ccp.server.console import charts
+from ccp.server.http.routes.documentation import PREFIX as DOCUMENTATION
 
 PREFIX: Final = "/console"
 _STATIC: Final = f"{PREFIX}/static"
@@ -47,7 +49,8 @@ class StaticFile:
 class Rendering:
     """The templates and static files of the console, read once. One object for each worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_documentation: bool = False) -> None:
+        """has_documentation: the pool serves its documentation, and pages link to it."""
         self.static: Final = dict(_static_files())
         self._environment: Final = Environment(
             loader=PackageLoader("ccp.server.console"),
@@ -60,7 +63,13 @@ class Rendering:
         self._environment.filters.update(
             time=time_element, age=age, number=number, duration=duration, plural=plural, percent=percent
         )
-        self._environment.globals.update(static=self._address, prefix=PREFIX, charts=charts)
+        self._environment.globals.update(
+            static=self._address,
+            prefix=PREFIX,
+            charts=charts,
+            error_codes=BY_VALUE,
+            documentation=DOCUMENTATION if has_documentation else "",
+        )
         for name in self._environment.list_templates(extensions=["html"]):
             self._environment.get_template(name)  # So that no request waits for the compiler.
 

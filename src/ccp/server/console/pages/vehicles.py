@@ -10,21 +10,28 @@ from urllib.parse import quote
 from starlette.responses import Response
 
 from ccp import verify
-from ccp.errors import EXIError, FieldError, NotFound
+from ccp.errors import EXIError, NotFound
 from ccp.ids import EMAID, PCID, Namespace
+from ccp.schemas.event_types import canonical
 from ccp.server.console.application import Console
 from ccp.server.console.certificate_chains import Chain, load_chains
 from ccp.server.console.parts import ConsoleParts
 from ccp.server.console.sessions import ConsoleRole
 from ccp.server.console.visit import Visit
 from ccp.server.domain.contracts import SignedContract
+from ccp.server.domain.subscriptions import EventKind
 from ccp.server.pool.delivery_preview import DeliveryPreview
-from ccp.server.storage.queries import audit, deliveries, vehicle_lock
+from ccp.server.pool.refusal_reports import parse_ids
+from ccp.server.storage.queries import audit, deliveries, handed_out, refusals, vehicle_lock
+from ccp.server.storage.queries.deliveries import Delivery
+from ccp.server.storage.queries.refusals import RefusalFilter
 from ccp.verify.report import CheckResult
 from ccp.x509.revocation_policy import DeferredRevocation
 
 EDITIONS: Final = {Namespace.ISO2: "ISO 15118-2", Namespace.ISO20: "ISO 15118-20"}
 _EVENTS: Final = 50
+_HANDED_OUT: Final = 20
+_REFUSALS: Final = 10
 _AUDIT_ROWS: Final = 2000
 """Rows of a shard of the audit trail that a page searches: there is no index for ids."""
 
@@ -60,12 +67,12 @@ def register(console: Console, parts: ConsoleParts) -> None:
         text = visit.query("q")
         if not text:
             return visit.render("search.html", text="", canonical=[], problem=None)
-        candidates = _candidates(text)
-        for canonical in candidates:
-            stored = await _stored(parts, canonical)
-            if stored or (isinstance(canonical, PCID) and await _known(parts, canonical)):
-                kind = "contracts" if isinstance(canonical, EMAID) else "vehicles"
-                return visit.redirect(f"/{kind}/{quote(visit.ids.handle(canonical))}")
+        candidates = parse_ids(text)
+        for found in candidates:
+            stored = await _stored(parts, found)
+            if stored or (isinstance(found, PCID) and await _known(parts, found)):
+                kind = "contracts" if isinstance(found, EMAID) else "vehicles"
+                return visit.redirect(f"/{kind}/{quote(visit.ids.handle(found))}")
         problem = (
             "Nothing is stored under this id."
             if candidates
@@ -79,8 +86,10 @@ def register(console: Console, parts: ConsoleParts) -> None:
         pcid = visit.ids.resolve(PCID, visit.path_part("id"))
         state = await parts.store.read(vehicle_lock.find_state(pcid))
         stored = await parts.pool.stored(None, pcid)
-        if state is None and not stored:
+        refused = await parts.store.read(refusals.search_page(RefusalFilter(pcid=pcid), _REFUSALS))
+        if state is None and not stored and not refused.found:
             raise NotFound("Nothing is stored for this vehicle.")
+        sent = await parts.store.read(deliveries.of_vehicle(pcid, _EVENTS))
         return visit.render(
             "vehicle.html",
             title=f"Vehicle {visit.ids.show(pcid)}",
@@ -89,7 +98,10 @@ def register(console: Console, parts: ConsoleParts) -> None:
             stored=sorted(stored, key=lambda each: (each.namespace, not each.is_default, each.emaid)),
             previews=[await _preview(parts, pcid, edition, stored, visit.now) for edition in EDITIONS],
             editions=EDITIONS,
-            sent=await parts.store.read(deliveries.of_vehicle(pcid, _EVENTS)),
+            sent=sent,
+            delivered=_delivered(sent),
+            handed_out=await parts.store.read(handed_out.of_vehicle(pcid, _HANDED_OUT)),
+            refused=refused,
             lines=await _audit_lines(parts, pcid),
         )
 
@@ -106,6 +118,8 @@ def register(console: Console, parts: ConsoleParts) -> None:
             for edition in EDITIONS
             if any(each.namespace is edition for each in variants)
         ]
+        sent = [each for each in await parts.store.read(deliveries.of_vehicle(pcid, _EVENTS)) if each.emaid == emaid]
+        remembered = await parts.store.read(handed_out.of_vehicle(pcid, _HANDED_OUT))
         return visit.render(
             "contract.html",
             title=f"Contract {visit.ids.show(emaid)}",
@@ -114,21 +128,17 @@ def register(console: Console, parts: ConsoleParts) -> None:
             editions=EDITIONS,
             details=[await _detail(parts, each, visit.now) for each in _newest_first(variants)],
             outcome={each.contract: each for preview in previews for each in preview.variants},
-            sent=[each for each in await parts.store.read(deliveries.of_vehicle(pcid, _EVENTS)) if each.emaid == emaid],
+            sent=sent,
+            delivered=_delivered(sent),
+            handed_out=[each for each in remembered if emaid in each.emaids],
+            refused=await parts.store.read(refusals.search_page(RefusalFilter(emaid=emaid), _REFUSALS)),
             lines=await _audit_lines(parts, pcid, emaid),
         )
 
 
-def _candidates(text: str) -> list[EMAID | PCID]:
-    """The ids that a text may be, in any notation. Seventeen letters and digits may be of either kind."""
-    compact = "".join(text.split())
-    found: list[EMAID | PCID] = []
-    for kind in (EMAID, PCID):
-        try:
-            found.append(kind.parse(compact))
-        except FieldError:
-            continue
-    return found
+def _delivered(sent: list[Delivery]) -> list[Delivery]:
+    """The events that report deliveries."""
+    return [each for each in sent if canonical(each.kind) == EventKind.DELIVERED]
 
 
 def _newest_first(variants: list[SignedContract]) -> list[SignedContract]:
@@ -141,7 +151,9 @@ async def _stored(parts: ConsoleParts, canonical: EMAID | PCID) -> list[SignedCo
 
 
 async def _known(parts: ConsoleParts, pcid: PCID) -> bool:
-    return await parts.store.read(vehicle_lock.find_state(pcid)) is not None
+    if await parts.store.read(vehicle_lock.find_state(pcid)) is not None:
+        return True
+    return bool((await parts.store.read(refusals.search_page(RefusalFilter(pcid=pcid), 1))).found)
 
 
 async def _preview(

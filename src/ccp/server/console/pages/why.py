@@ -1,4 +1,6 @@
-"""Why: a message in any form, decoded, with every check, its chains, and what the pool would answer."""
+"""Why: the record of a refused delivery, and a message in any form, decoded, with every check, its chains, and what the
+pool would answer.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,29 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from ccp.errors import EXIError, FieldError
+from ccp.errors import EXIError, FieldError, NotAuthorised, NotFound
 from ccp.exi.message_input import exi_bytes
-from ccp.ids import EMAID, Fingerprint
+from ccp.ids import EMAID, PCID, Fingerprint
 from ccp.server.console.application import Console
 from ccp.server.console.certificate_chains import Chain, load_chains
 from ccp.server.console.forms import Form
 from ccp.server.console.parts import ConsoleParts
 from ccp.server.console.sessions import ConsoleRole
 from ccp.server.console.visit import Visit
+from ccp.server.pool import refusal_reports
 from ccp.server.pool.examination import Examination
+from ccp.server.storage.queries import refusals
+from ccp.server.storage.queries.refusals import RefusalFilter, RefusalPage
 from ccp.verify.report import CheckResult, CheckStatus
 
 MAX_FORM_FACTOR: Final = 3
 """Base64 in a form needs up to three characters for one; a larger message than `max_body` is refused anyway."""
+_RECORDS: Final = 11
+_EMPTY: Final[Mapping[str, Any]] = {
+    "message": "", "reading": None, "problem": None, "searched": "", "not_searched": None, "wanted": None,
+    "record": None, "others": (), "more": False, "found_nothing": False,
+}  # fmt: skip
+"""What the template shows nothing for."""
 _MAX_SHOWN: Final = 160
 """Characters of a value in the tree; a longer one is cut, and its length stated."""
 
@@ -63,10 +74,37 @@ def register(console: Console, parts: ConsoleParts) -> None:
 
     @console.page("/why", "Why", navigation=True)
     async def show(visit: Visit) -> Response:
+        if text := visit.query("q"):
+            return await _recorded(visit, text)
         message = ""
         if visit.is_admin and (given := visit.query("emaid")):
             message = await _stored_message(parts, given, visit.query("root"))
-        return visit.render("why.html", message=message, reading=None, problem=None)
+        return visit.render("why.html", **{**_EMPTY, "message": message})
+
+    async def _recorded(visit: Visit, text: str) -> Response:
+        try:
+            wanted, page = await _records(parts, visit, text)
+        except (FieldError, NotAuthorised, NotFound) as exc:
+            status = 403 if isinstance(exc, NotAuthorised) else 400
+            return visit.render("why.html", status, **{**_EMPTY, "searched": text, "not_searched": str(exc)})
+        record = page.found[0] if page.found else None
+        kept = None if record is None or record.request is None else record.request
+        reading = None if kept is None else await read_message(parts, kept, visit.now)
+        return visit.render(
+            "why.html",
+            200 if record is not None else 404,
+            **{
+                **_EMPTY,
+                "searched": text,
+                "wanted": wanted,
+                "record": record,
+                "others": page.found[1:],
+                "more": page.after is not None,
+                "reading": reading,
+                "found_nothing": record is None,
+            },
+            retention=parts.config.refusal_retention,
+        )
 
     @console.action("/why", role=ConsoleRole.VIEWER, max_body=max_form, title="Why")
     async def explain(visit: Visit, form: Form) -> Response:
@@ -75,8 +113,20 @@ def register(console: Console, parts: ConsoleParts) -> None:
             data = exi_bytes(form.need("message").encode("utf-8"))
             reading = await read_message(parts, data, visit.now)
         except (EXIError, FieldError) as exc:
-            return visit.render("why.html", 400, message=message, reading=None, problem=str(exc))
-        return visit.render("why.html", message=message, reading=reading, problem=None)
+            return visit.render("why.html", 400, **{**_EMPTY, "message": message, "problem": str(exc)})
+        return visit.render("why.html", **{**_EMPTY, "message": message, "reading": reading})
+
+
+async def _records(parts: ConsoleParts, visit: Visit, text: str) -> tuple[str | EMAID | PCID, RefusalPage]:
+    """The records of a trace id, or the latest of a vehicle or contract. Raises FieldError, NotAuthorised, NotFound."""
+    if (trace_id := refusal_reports.parse_trace_id(text)) is not None:
+        return trace_id, await parts.store.read(refusals.search_page(RefusalFilter(id=trace_id), 1))
+    ids = visit.ids.candidates(text)
+    if not ids:
+        raise FieldError(
+            "This is neither a trace id (as in the header X-Trace-Id of a response), nor an EMAID, nor a PCID."
+        )
+    return await refusal_reports.latest(parts.store, ids, _RECORDS)
 
 
 async def read_message(parts: ConsoleParts, data: bytes, now: datetime, *, with_contracts: bool = True) -> Reading:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ccp.errors import ConfigurationError
 
-HEAD = "0021"
+HEAD = "0022"
 """The revision that this release reads and writes; a test compares it with the migrations."""
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from ccp.ids import EMAID, PCID
 from ccp.server.domain.deliveries import HandedOut, Turn, next_turn
 from ccp.server.storage.engine.query import Query, retryable
-from ccp.server.storage.queries.vehicle_lock import microseconds
+from ccp.server.storage.queries.vehicle_lock import instant, microseconds
 
 MAX_ROWS: Final = 4096
 """Rows of one party; the oldest is removed. Its vehicle gets its first contract again."""
@@ -72,6 +72,26 @@ def remove_expired(now: datetime, limit: int = PORTION) -> Query[int]:
         (microseconds(now), limit),
     )
     return len(rows)
+
+
+class Remembered(NamedTuple):
+    """Contracts that one party's requests handed out to a vehicle, in order, and how long that is remembered."""
+
+    client_id: str
+    emaids: tuple[EMAID, ...]
+    until: datetime
+
+
+def of_vehicle(pcid: PCID, limit: int) -> Query[list[Remembered]]:
+    """What was handed out to a vehicle one by one, latest first. A vehicle has a row for each party and request."""
+    rows = yield (
+        "select client_id, contracts, expires_at from handed_out where pcid = $1 order by expires_at desc limit $2",
+        (pcid, limit),
+    )
+    return [
+        Remembered(client_id, tuple(EMAID(emaid) for emaid, _ in json.loads(contracts)), instant(int(until)))
+        for client_id, contracts, until in rows
+    ]
 
 
 def erase(named: EMAID | PCID) -> Query[int]:

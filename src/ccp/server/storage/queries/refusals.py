@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 
 from ccp.ids import EMAID, PCID
 from ccp.server.storage.engine.query import Query, Row, long_read, long_write, retryable
-from ccp.server.storage.queries.vehicle_lock import microseconds
+from ccp.server.storage.queries.vehicle_lock import instant, microseconds
 
 MAX_ROWS_OF_CALLER: Final = 10_000
 MAX_ROWS: Final = 1_000_000
 """Rows of all callers. Beyond that each caller keeps its share; a caller with fewer rows loses none."""
 PORTION: Final = 500
+SEARCHED: Final = 10_000
+"""Records that a page of a list searches. Filters without an index are applied to these."""
 FIRST: Final = (2**63 - 1, "~")
 """Cursor of the first page."""
 
@@ -69,6 +71,18 @@ class RefusalFilter:
     code: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    dialect: str | None = None
+    edition: str | None = None
+
+
+class RefusalPage(NamedTuple):
+    """A page of a list. after: the cursor of the next page, None on the last one. is_complete: the page is full, or the
+    last one; otherwise the search stopped after `SEARCHED` records.
+    """
+
+    found: list[Refusal]
+    after: tuple[int, str] | None
+    is_complete: bool
 
 
 @retryable
@@ -123,14 +137,55 @@ def remove_before(moment: datetime, limit: int = PORTION) -> Query[int]:
 @long_read
 def search(wanted: RefusalFilter, limit: int, before: tuple[int, str] = FIRST) -> Query[list[Refusal]]:
     """The records that match, newest first, beginning after a cursor. For the operator."""
+    return (yield from _search(wanted, limit, before))
+
+
+@long_read
+def search_page(wanted: RefusalFilter, limit: int, before: tuple[int, str] = FIRST) -> Query[RefusalPage]:
+    """A page of the records that match, newest first, in bounded time. For the operator.
+
+    The search ends after `SEARCHED` records of the contract, vehicle, caller or code, whichever is given first.
+    """
+    edge = None if wanted.id is not None else (yield from _edge(wanted, before[0]))
+    since = wanted.since
+    if edge is not None:
+        since = edge if since is None else max(edge, since)
+    found = yield from _search(replace(wanted, since=since), limit + 1, before)
+    if len(found) > limit:
+        return RefusalPage(found[:limit], found[limit - 1].cursor, True)
+    if edge is None or since != edge:
+        return RefusalPage(found, None, True)
+    return RefusalPage(found, (microseconds(edge), ""), False)
+
+
+def _edge(wanted: RefusalFilter, before: int) -> Query[datetime | None]:
+    """The time of the oldest record that a page searches; None if there are fewer. Reads an index only."""
+    table, column, value = "refusal", "", ""
+    if wanted.emaid is not None:
+        table, column, value = "refusal_contract", "emaid", str(wanted.emaid)
+    elif wanted.pcid is not None:
+        column, value = "pcid", str(wanted.pcid)
+    elif wanted.client_id is not None:
+        column, value = "client_id", wanted.client_id
+    elif wanted.code is not None:
+        column, value = "code", wanted.code
+    until = before if wanted.until is None else min(before, microseconds(wanted.until))
+    condition, values = (f"{column} = $3 and ", (value,)) if column else ("", ())
+    rows = yield (
+        f"select at from {table} where {condition}at <= $1 order by at desc limit 1 offset $2",  # noqa: S608  constants
+        (until, SEARCHED - 1, *values),
+    )
+    return instant(int(rows[0][0])) if rows else None
+
+
+def _search(wanted: RefusalFilter, limit: int, before: tuple[int, str]) -> Query[list[Refusal]]:
     conditions, values = _conditions(wanted)
     if wanted.emaid is not None:
-        values.append(str(wanted.emaid))
-        place = f"${len(values)}"
-        conditions.append(
-            f"(r.emaid = {place} or r.id in (select refusal_id from refusal_contract where emaid = {place}))"  # noqa: S608
-        )
-    rows = yield _page(conditions, values, limit, before)
+        own = f"emaid = {_add(values, (str(wanted.emaid),))} and at <= {_add(values, (before[0],))}"
+        if wanted.since is not None:
+            own += f" and at >= {_add(values, (microseconds(wanted.since),))}"
+        conditions.append(f"r.id in (select refusal_id from refusal_contract where {own})")  # noqa: S608  placeholders
+    rows = yield _page(conditions, values, limit, before, few=wanted.emaid is not None)
     found = [_read(row) for row in rows]
     return (yield from _with_contracts(found))
 
@@ -193,6 +248,8 @@ def _conditions(wanted: RefusalFilter) -> tuple[list[str], list[Any]]:
         ("r.pcid =", None if wanted.pcid is None else str(wanted.pcid)),
         ("r.client_id =", wanted.client_id),
         ("r.code =", wanted.code),
+        ("r.dialect =", wanted.dialect),
+        ("r.edition =", wanted.edition),
         ("r.at >=", None if wanted.since is None else microseconds(wanted.since)),
         ("r.at <=", None if wanted.until is None else microseconds(wanted.until)),
     ):
@@ -210,12 +267,15 @@ def _add(values: list[Any], more: Iterable[Any]) -> str:
     return ", ".join(places)
 
 
-def _page(conditions: list[str], values: list[Any], limit: int, before: tuple[int, str]) -> tuple[str, Row]:
-    at, id_ = _add(values, (before[0],)), _add(values, (before[1],))
-    conditions = [*conditions, f"(r.at < {at} or (r.at = {at} and r.id < {id_}))"]
+def _page(
+    conditions: list[str], values: list[Any], limit: int, before: tuple[int, str], *, few: bool = False
+) -> tuple[str, Row]:
+    """few: the conditions find few records, to be sorted; "+" keeps the planner from walking the index of the time."""
+    at, id_, time = _add(values, (before[0],)), _add(values, (before[1],)), "+r.at" if few else "r.at"
+    conditions = [*conditions, f"{time} <= {at}", f"(r.at < {at} or r.id < {id_})"]
     statement = (
         f"select {_SELECT} from refusal r where {' and '.join(conditions)} "  # noqa: S608  conditions are ours
-        f"order by r.at desc, r.id desc limit {_add(values, (limit,))}"
+        f"order by {time} desc, r.id desc limit {_add(values, (limit,))}"
     )
     return statement, tuple(values)
 
@@ -244,8 +304,7 @@ def _remove_contracts(ids: Iterable[str]) -> Query[None]:
 
 
 def _with(refusal: Refusal, concerned: tuple[EMAID, ...]) -> Refusal:
-    values = {name: getattr(refusal, name) for name in Refusal.__slots__}
-    return Refusal(**{**values, "concerned": concerned})
+    return replace(refusal, concerned=concerned)
 
 
 def _row(refusal: Refusal) -> Row:
@@ -261,14 +320,15 @@ def _row(refusal: Refusal) -> Row:
 def _contract_rows(refusal: Refusal) -> Iterator[Row]:
     at = microseconds(refusal.at)
     concerned = frozenset(refusal.concerned)
-    for emaid in sorted({*refusal.concerned, *refusal.named}):
+    asked = () if refusal.emaid is None else (refusal.emaid,)
+    for emaid in sorted({*refusal.concerned, *refusal.named, *asked}):
         yield refusal.id, str(emaid), str(emaid.provider), int(emaid in concerned), at
 
 
 def _read(row: Row) -> Refusal:
     id_, at, client_id, operation, dialect, status, edition, pcid, _, emaid, digest, code, check, reason, request = row
     return Refusal(
-        id_, datetime.fromtimestamp(0, UTC) + timedelta(microseconds=at), client_id, operation, dialect, status,
+        id_, instant(at), client_id, operation, dialect, status,
         edition, None if pcid is None else PCID(pcid), None if emaid is None else EMAID(emaid), digest, code, check,
         reason, None if request is None else bytes(request),
     )  # fmt: skip
