@@ -87,8 +87,8 @@ def test_why_examines_a_kept_request_as_the_command_does(keeping: Pool, tmp_path
         assert f"now        contract {emaid}" in ccp_ok("why", trace_id, "--config", config).out
         expired = refused(keeping, expired_car(keeping.pki()))
         assert "The car gets no contract: the pool refuses its request." in person.page(f"/why?q={expired}").text
-        said = ccp_ok("why", expired, "--config", config).out
-        assert "now        provisioning-certificate-expired" in said
+        printed = ccp_ok("why", expired, "--config", config).out
+        assert "now        provisioning-certificate-expired" in printed
     assert keeping.sql("select count(*) from outbox") == before
 
 
