@@ -25,13 +25,15 @@ from ccp.cli.output import (
 from ccp.errors import ConfigurationError, NotFound
 from ccp.schemas.timestamps import rfc3339
 from ccp.server import settings
+from ccp.server.access.admin_changes import Actor
 from ccp.server.audit.actor import command_actor
 from ccp.server.domain.subscriptions import Webhook
+from ccp.server.events import delivery_administration
+from ccp.server.events.delivery_administration import DeadDeliveries
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Query, long_write
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import deliveries
 from ccp.server.storage.queries import webhooks as webhook_queries
-from ccp.server.storage.queries.audit import Action, Entry, record
 from ccp.server.storage.queries.deliveries import Backlog, Delivery, DeliveryState
 
 app = typer.Typer(no_args_is_help=True)
@@ -118,11 +120,12 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Send dead deliveries again, under the same event ids, by which receivers recognise duplicates."""
-    now = datetime.now(UTC)
-    change = _change(
-        Action.EVENTS_REPLAYED, now, event_ids, endpoint, every, lambda **by: deliveries.replay_dead(now, **by)
-    )
-    count = _write(config, change)
+    which = _selection(event_ids, endpoint, every)
+
+    async def run(store: Store) -> int:
+        return await delivery_administration.replay(store, which, Actor(command_actor()), datetime.now(UTC))
+
+    count = with_store(config, run)
     if as_json:
         print_json({"replayed": count})
     else:
@@ -139,10 +142,14 @@ def drop(
     as_json: JsonOption = False,
 ) -> None:
     """Delete dead deliveries; partners are not notified of these events."""
-    change = _change(Action.EVENTS_DROPPED, datetime.now(UTC), event_ids, endpoint, every, deliveries.drop_dead)
+    selection = _selection(event_ids, endpoint, every)
     which = "these" if event_ids else f"the webhook {_short(endpoint)}'s" if endpoint is not None else "all"
     confirm(f"Delete {which} dead deliveries", yes=yes)
-    count = _write(config, change)
+
+    async def run(store: Store) -> int:
+        return await delivery_administration.drop(store, selection, Actor(command_actor()), datetime.now(UTC))
+
+    count = with_store(config, run)
     if as_json:
         print_json({"dropped": count})
     else:
@@ -171,60 +178,11 @@ async def _run_until_signal(work: Coroutine[Any, Any, None]) -> None:
         task.result()
 
 
-def _change(
-    action: Action,
-    now: datetime,
-    event_ids: list[str] | None,
-    endpoint: str | None,
-    every: bool,
-    do: Callable[..., Query[int]],
-) -> Query[int]:
-    """Replay or drop deliveries and record it in one transaction. Returns their number.
-
-    Raises ConfigurationError; when run, NotFound.
-    """
+def _selection(event_ids: list[str] | None, endpoint: str | None, every: bool) -> DeadDeliveries:
+    """The deliveries that the options name. Raises ConfigurationError."""
     if bool(event_ids) + (endpoint is not None) + every != 1:
         raise ConfigurationError("Give event ids, or --endpoint, or --all.")
-
-    @long_write
-    def change() -> Query[int]:
-        if event_ids:
-            named = yield from _dead(event_ids)
-            total = 0
-            for delivery in named:
-                total += yield from do(event_id=delivery.event_id)
-            about: dict[str, Any] = {"events": [delivery.event_id for delivery in named]}
-        elif endpoint is not None:
-            if (yield from webhook_queries.find(endpoint)) is None:
-                raise NotFound(f"There is no webhook {_short(endpoint)}.")
-            total = yield from do(webhook_id=endpoint)
-            about = {"endpoint": endpoint}
-        else:
-            total = yield from do()
-            about = {"endpoint": "all"}
-        yield from record(Entry(now, command_actor(), action, {**about, "deliveries": total}))
-        return total
-
-    return change()
-
-
-def _write(config: ConfigOption, change: Query[int]) -> int:
-    async def write(store: Store) -> int:
-        return await store.write(change)
-
-    return with_store(config, write)
-
-
-def _dead(event_ids: Iterable[str]) -> Query[list[Delivery]]:
-    """The dead deliveries of these events, in the order in which they are locked. Raises NotFound."""
-    named = []
-    for event_id in dict.fromkeys(event_ids):
-        found = yield from deliveries.find(event_id)
-        if not found or found[0].state is not DeliveryState.DEAD:
-            state = f"is {found[0].state.value}" if found else "is not known"
-            raise NotFound(f"The event {_short(event_id)} {state}; only dead ones are replayed or dropped.")
-        named.append(found[0])
-    return sorted(named, key=lambda each: each.key)
+    return DeadDeliveries(tuple(event_ids or ()), endpoint)
 
 
 def _webhooks_of(found: Iterable[Delivery]) -> Query[dict[str, Webhook]]:

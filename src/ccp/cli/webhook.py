@@ -21,6 +21,7 @@ from ccp.cli.output import (
 from ccp.errors import ConfigurationError
 from ccp.schemas.timestamps import rfc3339
 from ccp.server import settings
+from ccp.server.access.admin_changes import Actor
 from ccp.server.audit.actor import command_actor
 from ccp.server.domain.subscriptions import SignatureFormat, Subscriber, Webhook
 from ccp.server.events import webhook_administration
@@ -128,7 +129,7 @@ def set_signature_format(
 
     async def change(store: Store) -> Webhook:
         return await webhook_administration.set_signature_format(
-            store, webhook_id, signature_format, command_actor(), datetime.now(UTC)
+            store, webhook_id, signature_format, Actor(command_actor()), datetime.now(UTC)
         )
 
     webhook = with_store(config, change)
@@ -163,7 +164,7 @@ def rotate_secret(
 
     async def change(store: Store) -> Webhook:
         return await webhook_administration.rotate_secret(
-            store, webhook_id, 0 if now else overlap, max_overlap, command_actor(), at
+            store, webhook_id, 0 if now else overlap, max_overlap, Actor(command_actor()), at
         )
 
     webhook = with_store(config, change)
@@ -184,7 +185,7 @@ def ping(webhook_id: WebhookArgument, config: ConfigOption = None, as_json: Json
     async def send(built: Services) -> PingResult:
         timeout = settings.load(config).event_timeout
         pinger = Pinger(WebhookSender(built.store, built.outbound, utc_now, timeout))
-        return await webhook_administration.ping(built.store, pinger, webhook_id, command_actor(), utc_now())
+        return await webhook_administration.ping(built.store, pinger, webhook_id, Actor(command_actor()), utc_now())
 
     result = with_services(config, send)
     attempt = result.attempt
@@ -216,7 +217,7 @@ def remove(
     confirm(f"Remove the webhook {webhook_id} and its events", yes=yes)
 
     async def change(store: Store) -> Webhook:
-        return await webhook_administration.remove(store, webhook_id, command_actor(), datetime.now(UTC))
+        return await webhook_administration.remove(store, webhook_id, Actor(command_actor()), datetime.now(UTC))
 
     webhook = with_store(config, change)
     if as_json:
@@ -227,7 +228,9 @@ def remove(
 
 def _set_enabled(config: ConfigOption, webhook_id: str, enabled: bool, as_json: bool) -> None:
     async def change(store: Store) -> Webhook:
-        return await webhook_administration.set_enabled(store, webhook_id, enabled, command_actor(), datetime.now(UTC))
+        return await webhook_administration.set_enabled(
+            store, webhook_id, enabled, Actor(command_actor()), datetime.now(UTC)
+        )
 
     webhook = with_store(config, change)
     if as_json:

@@ -121,6 +121,7 @@ def test_webhook_is_pinged_and_its_events_are_sent_again(pool: Pool, person: Bro
     assert person.post(form.action, form.fields).status_code == 404  # It is not dead any more.
     before = receiver.count("/hooks")
     answer = person.act(f"/webhooks/{webhook_id}", "/ping")
+    assert actions_of(pool, answer) == [("admin", "webhook.pinged")]
     assert "accepted" in Page(answer.text).text
     assert receiver.count("/hooks") == before + 1
     pool.change(webhooks.remove(webhook_id))
@@ -138,14 +139,41 @@ def test_webhook_event_of_another_webhook_is_not_sent_again(pool: Pool, person: 
         pool.change(webhooks.remove(webhook_id))
 
 
+def test_webhook_events_are_sent_again_in_portions_and_listed_in_pages(pool: Pool, person: Browser) -> None:
+    webhook_id = made_webhook(pool, "https://hooks.example/many", enabled=False)
+    pcids = sorted({new_pcid() for _ in range(1100)})
+    for number, pcid in enumerate(pcids):
+        pool.sql(
+            "insert into delivery (pcid, rev, part, webhook_id, event_id, kind, emaid, namespace, payload, created_at, "
+            "queued_at, lease_until, attempts, state) "
+            "values (?, 1, 0, ?, ?, 'oem.contract.created', '', '', '{}', ?, 1, 1, 1, 'dead')",
+            pcid, webhook_id, f"event-{number:04}", number,
+        )  # fmt: skip
+    page = person.page(f"/webhooks/{webhook_id}?state=dead")
+    older = person.page(next(link for link in page.links if "before=" in link))
+    assert ("event-1075" in page.text, "event-1074" in page.text) == (True, False)
+    assert ("event-1074" in older.text, "event-1049" in older.text) == (True, False)
+    assert f"/console/vehicles/{pcids[1099]}" in page.links
+    for wrong in ("x", "9999-12-31T23:59:59-23:00 a", "2026-01-01"):
+        assert person.get(f"/webhooks/{webhook_id}", params={"before": wrong}).status_code in (200, 400)
+    answer = person.act(f"/webhooks/{webhook_id}", "/replay")
+    assert actions_of(pool, answer) == [("admin", "events.replayed")] * 3
+    state = "select state, count(*) from delivery where webhook_id = ? group by state"
+    assert pool.sql(state, webhook_id) == [("waiting", 1100)]
+    pool.sql("delete from delivery where webhook_id = ?", webhook_id)
+    pool.change(webhooks.remove(webhook_id))
+
+
 def test_webhook_secret_is_replaced(pool: Pool, person: Browser) -> None:
     webhook_id = made_webhook(pool, "https://hooks.example/x")
     answer = person.act(f"/webhooks/{webhook_id}", "/rotate-secret", ends="now")
     (stored,) = pool.sql("select secret from webhook where id = ?", webhook_id)[0]
     assert stored in answer.text
+    assert actions_of(pool, answer) == [("admin", "webhook.secret.rotated")]
     assert stored not in person.get(f"/webhooks/{webhook_id}").text
     for action, enabled in (("/disable", 0), ("/enable", 1)):
-        person.act(f"/webhooks/{webhook_id}", action)
+        answer = person.act(f"/webhooks/{webhook_id}", action)
+        assert actions_of(pool, answer) == [("admin", "webhook.edited")]
         assert pool.sql("select enabled from webhook where id = ?", webhook_id) == [(enabled,)]
     pool.change(webhooks.remove(webhook_id))
 

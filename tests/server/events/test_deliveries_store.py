@@ -16,6 +16,7 @@ from ccp.server.storage.queries import contracts, deliveries, delivery_queue, er
 from ccp.server.storage.queries.deliveries import Delivery, DeliveryState
 from ccp.server.storage.queries.delivery_queue import AttemptOutcome
 from tests.databases import Server, sql
+from tests.server.events.dead_deliveries import drop_dead, replay_dead
 from tests.server.events.receiver import webhook
 from tests.server.storage.made import (
     AT,
@@ -267,12 +268,12 @@ def test_deliveries_that_are_dead_are_replayed_or_dropped(url: str) -> None:
         assert write(url, delivery_queue.ack(each, AttemptOutcome.REJECTED, AT, status=409, error="no"))
     assert read(url, deliveries.list_dead(10, other.id)) == []
     assert [each.event_id for each in reversed(read(url, deliveries.list_dead(10, hook.id)))] == ids
-    assert write(url, deliveries.replay_dead(AT + DAY, webhook_id=other.id)) == 0
-    assert write(url, deliveries.replay_dead(AT + DAY, event_id=ids[1])) == 1
+    assert write(url, replay_dead(AT + DAY, webhook_id=other.id)) == 0
+    assert write(url, replay_dead(AT + DAY, event_id=ids[1])) == 1
     (again,) = claim(url, hook, AT + DAY)
     assert (again.event_id, again.attempts, again.created_at) == (ids[1], 1, AT)
-    assert write(url, deliveries.drop_dead(event_id=ids[1])) == 0, "it waits"
-    assert write(url, deliveries.drop_dead(webhook_id=hook.id)) == 1
+    assert write(url, drop_dead(event_id=ids[1])) == 0, "it waits"
+    assert write(url, drop_dead(webhook_id=hook.id)) == 1
     assert [each.event_id for each in read(url, deliveries.list_page(hook.id))] == [ids[1]]
 
 
@@ -288,7 +289,7 @@ def test_deliveries_that_are_old_are_removed_by_expire_and_purge(url: str) -> No
     (dead,) = read(url, deliveries.list_dead(10))
     assert (dead.last_error, dead.last_status, dead.finished_at) == ("Too long.", None, AT + DAY)
     # Of one that was replayed the time begins anew.
-    write(url, deliveries.replay_dead(AT + DAY, event_id=dead.event_id))
+    write(url, replay_dead(AT + DAY, event_id=dead.event_id))
     assert write(url, delivery_queue.expire(AT + DAY, AT + DAY, "Too long.")) == 0
     assert write(url, deliveries.purge(AT)) == 0
     assert write(url, deliveries.purge(AT + SECOND)) == 1

@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 
 from ccp.server.domain.subscriptions import Webhook
-from ccp.server.storage.queries import deliveries, webhooks
+from ccp.server.storage.queries import webhooks
 from ccp.server.storage.queries.contracts import microseconds
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.background_rounds import wait_for_round, wait_until_loaded
 from tests.databases import sql
 from tests.scripted_server import HANG
+from tests.server.events.dead_deliveries import replay_dead
 from tests.server.events.receiver import Receiver, Sent, receiving, states, webhook
 from tests.waiting import wait_until
 from tests.world import ISO20, Contract, Pool, start
@@ -141,7 +142,7 @@ def test_dispatcher_gives_up_and_replays_dead_deliveries(sending: Pool, receiver
         receiver.wait("/dead", 4)
         wait_until(lambda: states(sending.settings.database, hook.id) == [("dead", 3, 500), ("delivered", 1, 200)])
         never_more(receiver, "/dead", 4)
-        assert sending.change(deliveries.replay_dead(datetime.now(UTC), webhook_id=hook.id)) == 1
+        assert sending.change(replay_dead(datetime.now(UTC), webhook_id=hook.id)) == 1
         sent = receiver.wait("/dead", 5)
         wait_until(lambda: states(sending.settings.database, hook.id) == [("delivered", 1, 200), ("delivered", 1, 200)])
     assert [each.kind for each in sent] == [CREATED, CREATED, CREATED, DELETED, CREATED]

@@ -12,12 +12,13 @@ from typing import Any
 
 from ccp.error_codes import ErrorCode
 from ccp.errors import NotFound
+from ccp.server.access.admin_changes import Actor
 from ccp.server.domain.subscriptions import SignatureFormat, Webhook
 from ccp.server.events.ping import Pinger, PingResult
 from ccp.server.events.secret_rotation import rotated, rotation_fields
 from ccp.server.events.webhooks import DELETE_BATCH, audit_fields, edit_fields
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Query, long_write
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import audit, deliveries, webhooks
 from ccp.server.storage.queries.audit import Action, Entry
 
@@ -27,22 +28,20 @@ async def find(store: Store, webhook_id: str) -> Webhook:
     return await store.read(_find(webhook_id))
 
 
-async def set_enabled(store: Store, webhook_id: str, enabled: bool, actor: str, now: datetime) -> Webhook:
+async def set_enabled(store: Store, webhook_id: str, enabled: bool, by: Actor, now: datetime) -> Webhook:
     """Enable or disable a webhook; its waiting deliveries stay. Raises NotFound."""
-    return await _edit(store, webhook_id, lambda webhook: replace(webhook, enabled=enabled), actor, now)
+    return await _edit(store, webhook_id, lambda webhook: replace(webhook, enabled=enabled), by, now)
 
 
 async def set_signature_format(
-    store: Store, webhook_id: str, signature_format: SignatureFormat, actor: str, now: datetime
+    store: Store, webhook_id: str, signature_format: SignatureFormat, by: Actor, now: datetime
 ) -> Webhook:
     """Set the form of the signatures in X-Operator-Signature. Raises NotFound."""
-    return await _edit(
-        store, webhook_id, lambda webhook: replace(webhook, signature_format=signature_format), actor, now
-    )
+    return await _edit(store, webhook_id, lambda webhook: replace(webhook, signature_format=signature_format), by, now)
 
 
 async def rotate_secret(
-    store: Store, webhook_id: str, overlap: int | None, max_overlap: int, actor: str, now: datetime
+    store: Store, webhook_id: str, overlap: int | None, max_overlap: int, by: Actor, now: datetime
 ) -> Webhook:
     """Replace the secret of a webhook; see `secret_rotation.rotated`. Raises NotFound, FieldError, Conflict."""
 
@@ -50,21 +49,21 @@ async def rotate_secret(
         yield from webhooks.lock()
         after = rotated((yield from _find(webhook_id)), overlap, max_overlap, now)
         yield from webhooks.put(after)
-        yield from _record(after, actor, Action.WEBHOOK_SECRET_ROTATED, now, **rotation_fields(after))
+        yield from _record(after, by, Action.WEBHOOK_SECRET_ROTATED, now, **rotation_fields(after))
         return after
 
     return await store.write(change())
 
 
-async def ping(store: Store, pinger: Pinger, webhook_id: str, actor: str, now: datetime) -> PingResult:
+async def ping(store: Store, pinger: Pinger, webhook_id: str, by: Actor, now: datetime) -> PingResult:
     """Send a test event to a webhook, also to a disabled one. Raises NotFound."""
     webhook = await find(store, webhook_id)
     result = await pinger.ping(webhook, now)
-    await store.write(_record(webhook, actor, Action.WEBHOOK_PINGED, now, **result.audit_fields()))
+    await store.write(_record(webhook, by, Action.WEBHOOK_PINGED, now, **result.audit_fields()))
     return result
 
 
-async def remove(store: Store, webhook_id: str, actor: str, now: datetime) -> Webhook:
+async def remove(store: Store, webhook_id: str, by: Actor, now: datetime) -> Webhook:
     """Remove a webhook and its deliveries. Raises NotFound.
 
     Deletes most deliveries before the webhook, in transactions of limited size, as `Webhooks.remove` does.
@@ -77,40 +76,14 @@ async def remove(store: Store, webhook_id: str, actor: str, now: datetime) -> We
         yield from webhooks.lock()
         webhook = yield from _find(webhook_id)
         yield from webhooks.remove(webhook_id)
-        yield from _record(webhook, actor, Action.WEBHOOK_REMOVED, now, **audit_fields(webhook))
+        yield from _record(webhook, by, Action.WEBHOOK_REMOVED, now, **audit_fields(webhook))
         return webhook
 
     return await store.write(change())
 
 
-async def replay(
-    store: Store, webhook_id: str, event_id: str | None, actor: str, now: datetime, trace_id: str = ""
-) -> int:
-    """Queue the dead deliveries of a webhook again, or one of them. Returns how many.
-
-    Raises NotFound, also for an event of another webhook and for one that is not dead.
-    """
-
-    @long_write
-    def change() -> Query[int]:
-        yield from _find(webhook_id)
-        about: dict[str, Any] = {"endpoint": webhook_id}
-        if event_id is None:
-            total = yield from deliveries.replay_dead(now, webhook_id=webhook_id)
-        else:
-            total = yield from deliveries.replay_dead(now, event_id=event_id, webhook_id=webhook_id)
-            if not total:
-                raise NotFound("This webhook has no such event that was given up.")
-            about = {"events": [event_id]}
-        entry = Entry(now, actor, Action.EVENTS_REPLAYED, {**about, "deliveries": total}, trace_id=trace_id)
-        yield from audit.record(entry)
-        return total
-
-    return await store.write(change())
-
-
 async def _edit(
-    store: Store, webhook_id: str, edited: Callable[[Webhook], Webhook], actor: str, now: datetime
+    store: Store, webhook_id: str, edited: Callable[[Webhook], Webhook], by: Actor, now: datetime
 ) -> Webhook:
     def change() -> Query[Webhook]:
         yield from webhooks.lock()
@@ -120,7 +93,7 @@ async def _edit(
             return before
         after = replace(after, updated_at=now)
         yield from webhooks.put(after)
-        yield from _record(before, actor, Action.WEBHOOK_EDITED, now, **edit_fields(before, after))
+        yield from _record(before, by, Action.WEBHOOK_EDITED, now, **edit_fields(before, after))
         return after
 
     return await store.write(change())
@@ -133,6 +106,6 @@ def _find(webhook_id: str) -> Query[Webhook]:
     return webhook
 
 
-def _record(webhook: Webhook, actor: str, action: Action, now: datetime, **more: Any) -> Query[None]:
+def _record(webhook: Webhook, by: Actor, action: Action, now: datetime, **more: Any) -> Query[None]:
     subject = {"endpoint": webhook.id, "party": webhook.client_id, **more}
-    yield from audit.record(Entry(now, actor, action, subject))
+    yield from audit.record(Entry(now, by.name, action, subject, trace_id=by.trace_id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -12,10 +13,12 @@ from ccp.server.console.application import Console
 from ccp.server.console.forms import Form
 from ccp.server.console.parts import ConsoleParts
 from ccp.server.console.visit import Visit
+from ccp.server.domain.statistics import WebhookBacklog
 from ccp.server.domain.subscriptions import Webhook
-from ccp.server.events import webhook_administration
+from ccp.server.events import delivery_administration, webhook_administration
+from ccp.server.events.delivery_administration import DeadDeliveries
 from ccp.server.storage.queries import deliveries, subscribers
-from ccp.server.storage.queries.deliveries import DeliveryState
+from ccp.server.storage.queries.deliveries import DeliveryCursor, DeliveryState
 
 PAGE: Final = 50
 _DELIVERIES: Final = 25
@@ -49,13 +52,17 @@ def register(console: Console, parts: ConsoleParts) -> None:
         webhook = await webhook_administration.find(store, visit.path_part("id"))
         state = visit.query("state")
         chosen = DeliveryState(state) if state in set(DeliveryState) else None
-        found = await store.read(deliveries.list_page(webhook.id, chosen, limit=_DELIVERIES))
+        before = _cursor(visit.query("before"))
+        found = await store.read(deliveries.list_page(webhook.id, chosen, before, _DELIVERIES + 1))
+        shown = found[:_DELIVERIES]
         return visit.render(
             "webhook.html",
             title=f"Webhook of {webhook.client_id}",
             webhook=webhook,
             host=host_of(webhook),
-            deliveries=found,
+            deliveries=shown,
+            older=_text(shown[-1].cursor) if len(found) > _DELIVERIES else None,
+            counts=_counts(parts, webhook.id),
             state=state,
             states=list(DeliveryState),
             longest=parts.config.event_secret_overlap,
@@ -64,7 +71,7 @@ def register(console: Console, parts: ConsoleParts) -> None:
     @console.action("/webhooks/{id}/ping", title="Ping")
     async def ping(visit: Visit, form: Form) -> Response:
         webhook = await webhook_administration.find(store, visit.path_part("id"))
-        result = await webhook_administration.ping(store, parts.pinger, webhook.id, visit.actor.name, visit.now)
+        result = await webhook_administration.ping(store, parts.pinger, webhook.id, visit.actor, visit.now)
         return visit.render("ping.html", webhook=webhook, host=host_of(webhook), result=result)
 
     @console.action("/webhooks/{id}/rotate-secret", title="New secret")
@@ -74,15 +81,13 @@ def register(console: Console, parts: ConsoleParts) -> None:
             raise FieldError("ends : must be one of the choices")
         longest = parts.config.event_secret_overlap
         webhook = await webhook_administration.rotate_secret(
-            store, visit.path_part("id"), 0 if ends == "now" else None, longest, visit.actor.name, visit.now
+            store, visit.path_part("id"), 0 if ends == "now" else None, longest, visit.actor, visit.now
         )
         return visit.render(
             "secret.html",
             secret=webhook.secret,
             about=f"secret of the webhook of {webhook.client_id}",
-            fate="The previous secrets have ended."
-            if ends == "now"
-            else "Events are signed with both secrets meanwhile.",
+            fate=_FATES[ends],
             back=f"/webhooks/{webhook.id}",
         )
 
@@ -96,16 +101,37 @@ def register(console: Console, parts: ConsoleParts) -> None:
 
     async def set_enabled(visit: Visit, enabled: bool) -> Response:
         webhook_id = visit.path_part("id")
-        await webhook_administration.set_enabled(store, webhook_id, enabled, visit.actor.name, visit.now)
+        await webhook_administration.set_enabled(store, webhook_id, enabled, visit.actor, visit.now)
         return visit.redirect(f"/webhooks/{webhook_id}", notice="webhook-enabled" if enabled else "webhook-disabled")
 
     @console.action("/webhooks/{id}/replay")
     async def replay(visit: Visit, form: Form) -> Response:
         webhook_id = visit.path_part("id")
-        await webhook_administration.replay(
-            store, webhook_id, form.get("event_id") or None, visit.actor.name, visit.now, visit.trace_id
-        )
+        event_id = form.get("event_id")
+        which = DeadDeliveries((event_id,) if event_id else (), webhook_id)
+        await delivery_administration.replay(store, which, visit.actor, visit.now)
         return visit.redirect(f"/webhooks/{webhook_id}", notice="events-replayed")
+
+
+def _counts(parts: ConsoleParts, webhook_id: str) -> WebhookBacklog | None:
+    """The newest count of a webhook's undelivered events; None if it has none."""
+    counted = parts.statistics.webhooks
+    return next((each for each in counted.webhooks if each.webhook_id == webhook_id), None) if counted else None
+
+
+def _text(cursor: DeliveryCursor) -> str:
+    return f"{cursor[0].isoformat()} {cursor[1]}"
+
+
+def _cursor(text: str) -> DeliveryCursor | None:
+    """The position in the list that a link names. Raises FieldError."""
+    moment, _, event_id = text.partition(" ")
+    if not text:
+        return None
+    try:
+        return datetime.fromisoformat(moment).astimezone(UTC), event_id
+    except (ValueError, OverflowError) as exc:
+        raise FieldError("before : must be a time and an event id") from exc
 
 
 def host_of(webhook: Webhook) -> str:

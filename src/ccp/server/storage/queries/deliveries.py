@@ -207,37 +207,45 @@ def _delivery(row: Row, state: DeliveryState) -> Delivery:
 # --- Replay and removal ----------------------------------------------------------------------------------------------
 
 
-def replay_dead(now: datetime, *, event_id: str | None = None, webhook_id: str | None = None) -> Query[int]:
-    """Queue dead deliveries again, with a new count of attempts: one, those of a webhook, or all.
-
-    Returns how many. The event id stays, so that a receiver recognises an event that it has.
-    """
-    statement = """
-    update delivery set state = 'waiting', attempts = 0, queued_at = $5, lease_until = $5, finished_at = null
-    where {} and state = 'dead' returning rev
-    """
-    total = 0
-    for key in (yield from _dead_keys(event_id, webhook_id)):
-        total += len((yield statement.format(BY_KEY), (*key, microseconds(now))))
-    return total
+BEFORE_ALL: Final[Row] = ("", -1, -1, "")
+"""A key before every delivery."""
+_NO_LIMIT: Final = 2**31 - 1
 
 
-def drop_dead(*, event_id: str | None = None, webhook_id: str | None = None) -> Query[int]:
-    """Delete dead deliveries: one, those of a webhook, or all. Returns how many."""
-    total = 0
-    for key in (yield from _dead_keys(event_id, webhook_id)):
-        total += len((yield f"delete from delivery where {BY_KEY} and state = 'dead' returning rev", key))  # noqa: S608
-    return total
-
-
-def _dead_keys(event_id: str | None, webhook_id: str | None) -> Query[list[Row]]:
-    """Keys of dead deliveries, in lock order."""
+def dead_keys(
+    *, event_id: str | None = None, webhook_id: str | None = None, after: Row = BEFORE_ALL, limit: int = _NO_LIMIT
+) -> Query[list[Row]]:
+    """Keys of dead deliveries in lock order: one, those of a webhook, or all. after: the key before the first one."""
     rows = yield (
         "select pcid, rev, part, webhook_id from delivery where state = 'dead' "
-        "and ($1 = '' or event_id = $1) and ($2 = '' or webhook_id = $2) order by pcid, rev, part, webhook_id",
-        (event_id or "", webhook_id or ""),
+        "and ($1 = '' or event_id = $1) and ($2 = '' or webhook_id = $2) "
+        "and (pcid, rev, part, webhook_id) > ($3, $4, $5, $6) order by pcid, rev, part, webhook_id limit $7",
+        (event_id or "", webhook_id or "", *after, limit),
     )
     return [tuple(row) for row in rows]
+
+
+def replay_keys(now: datetime, keys: Iterable[Row]) -> Query[int]:
+    """Queue dead deliveries again, with a new count of attempts. Returns how many.
+
+    The event id stays, so that a receiver recognises an event that it has.
+    """
+    statement = f"""
+    update delivery set state = 'waiting', attempts = 0, queued_at = $5, lease_until = $5, finished_at = null
+    where {BY_KEY} and state = 'dead' returning rev
+    """  # noqa: S608  constants
+    total = 0
+    for key in keys:
+        total += len((yield statement, (*key, microseconds(now))))
+    return total
+
+
+def drop_keys(keys: Iterable[Row]) -> Query[int]:
+    """Delete dead deliveries. Returns how many."""
+    total = 0
+    for key in keys:
+        total += len((yield f"delete from delivery where {BY_KEY} and state = 'dead' returning rev", key))  # noqa: S608
+    return total
 
 
 @retryable
