@@ -16,6 +16,7 @@ from ccp.server.domain.authorization import (
     MONITORING_TABLE,
     OCPP_TABLE,
     PUBLIC_ROOT_TABLE,
+    REFUSAL_TABLE,
     ROLE_TABLE,
 )
 from tests.cli.run import ccp, ccp_error, ccp_ok
@@ -276,6 +277,7 @@ def test_role_table_is_printed_whole(database: str) -> None:
             ADMIN_TABLE,
             MONITORING_TABLE,
             PUBLIC_ROOT_TABLE,
+            REFUSAL_TABLE,
         )
         for operation, rules in table.items()
         for role in rules
