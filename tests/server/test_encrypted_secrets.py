@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from ccp.server.storage.engine.secret_codec import CLEAR, SecretCodec
 from ccp.server.storage.queries import peers
 from ccp.testing.pki import PKI
 from tests.cli.run import CommandResult, ccp, environment
-from tests.databases import Server
+from tests.databases import Server, sql
+from tests.diagnoses import doctor
 from tests.server.events.receiver import Receiver, receiving, states
 from tests.server.events.verifiers import any_signature
 from tests.server.events.webhook_api import call, ok, subscribe
@@ -178,3 +180,96 @@ def test_rotate_storage_without_keys_is_one_sentence(tmp_path: Path) -> None:
     assert done.status == 1
     assert done.err.count("\n") == 1
     assert "secrets_key_file is not set" in done.err
+
+
+def key_set(pool: Pool) -> list[dict[str, Any]]:
+    keys: list[dict[str, Any]] = httpx.get(f"{pool.base_url}/.well-known/jwks.json").json()["keys"]
+    return keys
+
+
+def damaged(pool: Pool, table: str, row: str) -> None:
+    pool.sql(
+        f"update {table} set secret = substr(secret, 1, 30) || 'AAAA' || substr(secret, 35) "
+        f"where {'party_id' if table == 'peer' else 'id'} = ?", row,
+    )  # fmt: skip
+
+
+def test_pool_with_a_damaged_peer_and_webhook_serves_the_others(
+    pkis: dict[str, PKI], receiver: Receiver, tmp_path: Path
+) -> None:
+    keys = write_keys(tmp_path / "keys", 1)
+    with start({"iso2": pkis["iso2"]}, refresh_interval=0.1, **QUICK, secrets_key_file=keys) as pool:
+        pool.change(peers.add(PEER, datetime.now(UTC)))
+        pool.change(peers.add(replace(PEER, party_id="other-pool"), datetime.now(UTC)))
+        bad, made = (subscribe(pool, url=receiver.url + path) for path in ("/bad", "/events"))
+        damaged(pool, "peer", "peer-pool")
+        damaged(pool, "webhook", bad["id"])
+        body = {"url": receiver.url + "/bad", "enabledEvents": bad["enabledEvents"], "description": "edited"}
+        ok(call(pool, "oem", "PUT", f"/{bad['id']}", json=body))
+        delivered(pool, receiver, made, 1)
+        select = "select state, last_error from delivery where webhook_id = ?"
+        refused = [("waiting", "The pool cannot read the secret of this webhook; it needs a new one.")]
+        wait_until(lambda: pool.sql(select, bad["id"]) == refused, describe=lambda: pool.sql(select, bad["id"]))
+        assert {request.path for request in receiver.sent} == {"/events"}
+
+        listed = command(pool.settings, tmp_path, keys, "peer", "list")
+        assert [line.split()[0] for line in listed.out.splitlines()[1:]] == ["other-pool", "peer-pool"]
+        assert listed.out.splitlines()[2].rstrip().endswith("enabled, damaged secret")
+        assert "damaged secret" in command(pool.settings, tmp_path, keys, "webhook", "list").out
+        shown = command(pool.settings, tmp_path, keys, "peer", "show", "peer-pool")
+        assert "`ccp peer rotate-secret peer-pool`" in shown.err
+        called = command(pool.settings, tmp_path, keys, "peer", "test", "peer-pool")
+        assert (called.status, called.err.count("\n")) == (1, 1)
+        report = doctor("--offline", "--config", configuration(pool.settings, tmp_path, keys))
+        assert sorted(each["subject"] for each in report.findings("database.secret-unreadable")) == [
+            "peer peer-pool", f"webhook {bad['id']}",
+        ]  # fmt: skip
+
+        new = ok(call(pool, "oem", "POST", f"/{bad['id']}/secret"))  # The partner helps itself.
+        assert new["previousValidUntil"] == []
+        assert command(pool.settings, tmp_path, keys, "peer", "remove", "peer-pool", "--yes").status == 0
+        assert "damaged" not in command(pool.settings, tmp_path, keys, "peer", "list").out
+        assert (
+            "database.secret-unreadable"
+            not in doctor("--offline", "--config", configuration(pool.settings, tmp_path, keys)).codes
+        )
+
+
+def test_pool_whose_storage_key_is_lost_gets_a_new_one(
+    pkis: dict[str, PKI], options: dict[str, str], tmp_path: Path
+) -> None:
+    keys = write_keys(tmp_path / "keys", 1)
+    with start({"iso2": pkis["iso2"]}, **options, secrets_key_file=keys) as pool:
+        pool.change(peers.add(PEER, datetime.now(UTC)))
+        settings = pool.settings
+        write_keys(keys, 2)
+        refused = command(settings, tmp_path, keys, "peer", "list")
+        assert "If the key is lost: `ccp keys rotate-storage --help`." in refused.err
+        report = doctor("--offline", "--config", configuration(settings, tmp_path, keys))
+        assert report.status == 2
+        assert "--discard-unreadable" in report.finding("database.secrets-key-missing")["action"]
+        asked = command(settings, tmp_path, keys, "keys", "rotate-storage", "--discard-unreadable")
+        assert asked.status == 1
+        assert "peer.secret  peer-pool" in asked.err
+        assert "confirm with --yes" in asked.err
+        assert keys_in_use(settings.database) == {SecretCodec(write_keys(tmp_path / "former", 1)).newest}
+
+        done = command(settings, tmp_path, keys, "keys", "rotate-storage", "--discard-unreadable", "--yes")
+        assert done.status == 0, done.err
+        assert "  peer.secret  peer-pool  `ccp peer rotate-secret peer-pool`" in done.lines
+        variables = environment(CCP_PEER_SECRET="the new secret")
+        renewed = ccp(
+            "peer", "rotate-secret", "peer-pool", "--config", configuration(settings, tmp_path, keys), env=variables
+        )
+        assert renewed.status == 0, renewed.err
+        assert command(settings, tmp_path, keys, "keys", "rotate").status == 0
+        assert keys_in_use(settings.database) == {SecretCodec(keys).newest}
+        again = command(settings, tmp_path, keys, "keys", "rotate-storage", "--discard-unreadable")
+        assert again.status == 0
+        assert again.out == f"All secrets were encrypted with the key {SecretCodec(keys).newest} already.\n"
+        # The running pool, whose file has the new key only, goes on with new token keys.
+        stored = {row[0] for row in sql(settings.database, "select kid from token_key")}
+        wait_until(lambda: {key["kid"] for key in key_set(pool)} == stored)
+        car = pool.car()
+        pool.publish(car)
+        assert len(pool.listed(car)) == 1

@@ -26,8 +26,9 @@ from ccp.server.storage import Store, storage_key_rotation
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.scrubbing import scrub_texts
 from ccp.server.storage.engine.stored_secrets import SECRET_COLUMNS
-from ccp.server.storage.queries import signing_keys
+from ccp.server.storage.queries import signing_keys, storage_keys
 from ccp.server.storage.queries.signing_keys import TokenKey
+from ccp.server.storage.queries.storage_keys import Unreadable
 from ccp.server.storage.storage_key_rotation import StorageKeyRotation
 
 if TYPE_CHECKING:
@@ -85,6 +86,10 @@ def rotate_storage(
     clear_text: Annotated[
         bool, typer.Option("--clear-text", help="Decrypt the secrets instead; secrets_key_file can then be removed.")
     ] = False,
+    discard_unreadable: Annotated[
+        bool,
+        typer.Option("--discard-unreadable", help="Discard secrets that no key of the file decrypts."),
+    ] = False,
     vacuum: Annotated[
         bool,
         typer.Option(
@@ -92,6 +97,7 @@ def rotate_storage(
             help="SQLite: rebuild the file if it still contains former values. Blocks publishing meanwhile.",
         ),
     ] = True,
+    yes: YesOption = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -100,24 +106,50 @@ def rotate_storage(
     Workers may run meanwhile, if their key file has the new key. Repeat the command if it was interrupted. Older keys
     may be removed from the file afterwards. Exit status 1: the secrets are stored anew, but a file still has to be
     cleared.
+
+    If a key is lost, put a new one into the file and use --discard-unreadable. It lists what cannot be decrypted, asks,
+    and says which peers, webhooks and subscriptions then need new secrets.
     """
     effective = settings.load(config)
+    unreadable: list[Unreadable] = []
+    if discard_unreadable:
+        unreadable = with_store(config, _unreadable, may_lack_keys=True)
+        if unreadable and not yes:
+            for each in unreadable:
+                print_line(f"{each.column.table}.{each.column.column}  {each.row}  {each.reason}", err=True)
+        if unreadable:
+            confirm(f"Discard {len(unreadable)} secrets that cannot be decrypted", yes=yes)
 
     async def change(store: Store) -> StorageKeyRotation:
-        return await storage_key_rotation.rotate(store, command_actor(), datetime.now(UTC), clear_text=clear_text)
+        return await storage_key_rotation.rotate(
+            store, command_actor(), datetime.now(UTC), clear_text=clear_text, discard=discard_unreadable
+        )
 
-    done = with_store(config, change)
+    done = with_store(config, change, may_lack_keys=discard_unreadable)
     scrubbed = None
     if not schema.is_postgres(effective.database) and (done.former is None or done.total):
         scrubbed = scrub_texts(schema.sqlite_file(effective.database), done.former, vacuum=vacuum)
     cleared = scrubbed is None or (scrubbed.log_emptied and not scrubbed.found)
     if as_json:
-        print_json({"before": done.before, "after": done.after, "secrets": done.changed, "files": {"cleared": cleared}})
+        print_json(
+            {
+                "before": done.before,
+                "after": done.after,
+                "secrets": done.changed,
+                "discarded": done.discarded,
+                "files": {"cleared": cleared},
+            }
+        )
     else:
         how = "decrypted" if clear_text else f"encrypted with the key {done.after}"
         print_line(f"{done.total} secrets are now {how}." if done.total else f"All secrets were {how} already.")
         for column, number in done.changed.items():
             print_line(f"  {column}: {number}")
+        if done.discarded:
+            print_line(f"{len(done.discarded)} of them could not be decrypted and are discarded. For new ones:")
+        for each in unreadable:
+            if f"{each.column.table}.{each.column.column} {each.row}" in done.discarded:
+                print_line(f"  {each.column.table}.{each.column.column}  {each.row}  {each.advice}")
         if done.total and schema.is_postgres(effective.database):
             tables = ", ".join(sorted({column.table for column in SECRET_COLUMNS}))
             print_line(f"Former values stay in the server's files until `vacuum full {tables}`, and in backups.")
@@ -146,6 +178,10 @@ def revoke(
     print_line(f"{kid} is revoked.")
     if made is not None:
         print_line(f"{made.kid} signs in its place.")
+
+
+async def _unreadable(store: Store) -> list[Unreadable]:
+    return await store.read(storage_keys.list_unreadable())
 
 
 def _state(key: TokenKey, signing: TokenKey | None, at: datetime) -> str:

@@ -186,8 +186,10 @@ def with_services(config: Path | None, use: Callable[[Services], Coroutine[Any, 
     return asyncio.run(run())
 
 
-def with_store(config: Path | None, use: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
-    """Run `use` with the configured store."""
+def with_store(
+    config: Path | None, use: Callable[[Store], Coroutine[Any, Any, T]], *, may_lack_keys: bool = False
+) -> T:
+    """Run `use` with the configured store. may_lack_keys: see `ccp.server.storage.connect`."""
     import asyncio
 
     from ccp.server import settings
@@ -196,7 +198,12 @@ def with_store(config: Path | None, use: Callable[[Store], Coroutine[Any, Any, T
 
     async def run() -> T:
         effective = settings.load(config)
-        store = connect(effective.database, limits=COMMANDS, secrets_key_file=effective.secrets_key_file)
+        store = connect(
+            effective.database,
+            limits=COMMANDS,
+            secrets_key_file=effective.secrets_key_file,
+            may_lack_keys=may_lack_keys,
+        )
         await store.open()
         try:
             return await use(store)

@@ -85,7 +85,7 @@ def list_peers(config: ConfigOption = None, as_json: JsonOption = False) -> None
                 peer.client_id or "token",
                 " ".join(sorted(peer.v2g_roots)) or "any",
                 " ".join(sorted(peer.provider_ids)) or "any",
-                "enabled" if peer.enabled else "disabled",
+                ("enabled" if peer.enabled else "disabled") + (", damaged secret" if peer.damage else ""),
             ]
             for peer in found
         ],
@@ -95,13 +95,16 @@ def list_peers(config: ConfigOption = None, as_json: JsonOption = False) -> None
 @app.command()
 def show(party_id: PeerArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show a peer, without its secret."""
-    members = _members(_get(config, party_id))
+    peer = _get(config, party_id)
+    members = _members(peer)
     if as_json:
         print_json(members)
         return
     for name, value in members.items():
         text = " ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
         print_line(f"{name:<12}  {text}".rstrip())
+    if peer.damage is not None:
+        print_line(f"warning: {peer.damage} Store a new one with `ccp peer rotate-secret {party_id}`.", err=True)
 
 
 @app.command()

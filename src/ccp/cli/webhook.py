@@ -266,4 +266,5 @@ def _since(backlog: Backlog | None) -> str | None:
 def _state(webhook: Webhook, party_enabled: bool) -> str:
     if not party_enabled:
         return "party disabled"
-    return "enabled" if webhook.enabled else "disabled"
+    state = "enabled" if webhook.enabled else "disabled"
+    return state if webhook.damage is None else f"{state}, damaged secret"

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from ccp.errors import ConfigurationError, Unavailable
+from ccp.errors import ConfigurationError
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.domain.subscriptions import PreviousSecret
+from ccp.server.events.secret_rotation import rotated
 from ccp.server.storage import Store, connect, storage_key_rotation
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.secret_codec import CLEAR, SecretCodec, UnreadableSecret, key_id_of
@@ -224,14 +225,108 @@ def test_store_without_the_key_of_the_database_is_refused_in_one_sentence(
     assert ("others" if numbers else "secrets_key_file is not set") in sentence
 
 
-def test_secret_that_was_moved_to_another_row_is_refused(url: str, tmp_path: Path) -> None:
+def test_secret_that_was_moved_to_another_row_is_not_taken(url: str, tmp_path: Path) -> None:
     keys = write_keys(tmp_path / "keys", 1)
     fill(url, keys)
     sql(url, "update peer set token = (select secret from peer where party_id = 'peer') where party_id = 'other'")
-    with pytest.raises(UnreadableSecret, match=r"The token of peer other .* cannot be decrypted"):
-        use(url, keys, lambda store: store.read(peers.list_all()))
-    with pytest.raises(Unavailable):
+    other, peer = use(url, keys, lambda store: store.read(peers.list_all()))
+    assert (other.token, peer.secret, peer.damage) == (None, TEXTS["peer.secret"], None)
+    assert "The token of peer other in the database cannot be decrypted" in str(other.damage)
+    with pytest.raises(UnreadableSecret, match=r"The token of peer other .* `ccp keys rotate-storage --discard-unread"):
         rotate(url, write_keys(tmp_path / "keys", 2, 1))
+
+
+def damage(url: str) -> dict[str, list[str]]:
+    """Change a character of every stored secret. Returns what is stored then."""
+    for table, _, column in storage_key_rotation.SECRET_COLUMNS:
+        sql(url, f"update {table} set {column} = substr({column}, 1, 30) || 'AAAA' || substr({column}, 35)")
+    return stored_values(url)
+
+
+def test_damaged_secrets_stay_as_they_are_through_edits_and_give_way_to_new_ones(url: str, tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys", 1)
+    fill(url, keys)
+    stored = damage(url)
+
+    async def edit(store: Store) -> None:
+        before, after = await store.write(peers.disable("peer"))
+        assert (before.enabled, after.enabled, after.secret) == (True, False, None)
+        hook = await store.read(webhooks.find("hook"))
+        assert hook is not None
+        assert hook.damage is not None
+        assert hook.valid_secrets(AT) == ("",)
+        await store.write(webhooks.put(replace(hook, description="edited")))
+        assert [each.secret for each in await store.read(subscriptions.list_all())] == [None]
+        assert await store.read(signing_keys.list_all()) == []
+
+    use(url, keys, edit)
+    assert stored_values(url) == stored
+    assert [row[0] for row in sql(url, "select description from webhook")] == ["edited"]
+
+    async def renew(store: Store) -> None:
+        await store.write(peers.edit("peer", lambda peer: replace(peer, secret="new", damage=None)))
+        await store.write(peers.remove("other"))
+        hook = await store.read(webhooks.find("hook"))
+        assert hook is not None
+        made = rotated(hook, None, 3600, AT)
+        assert made.previous_secrets == ()
+        await store.write(webhooks.put(made))
+        assert (await store.read(webhooks.find("hook"))) == made
+        assert await store.write(signing_keys.revoke("kid", TokenKey("next", "a private key", AT)))
+        assert [key.kid for key in await store.read(signing_keys.list_all())] == ["next"]
+        (peer,) = await store.read(peers.list_all())
+        assert (peer.secret, peer.damage) == ("new", None)
+
+    use(url, keys, renew)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_storage_key_rotation_discards_what_it_cannot_decrypt(url: str, lost: bool, tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys", 1)
+    fill(url, keys)
+    if lost:
+        write_keys(keys, 2)
+    else:
+        damage(url)
+
+    async def discard(store: Store) -> StorageKeyRotation:
+        found = await store.read(storage_keys.list_unreadable())
+        assert [f"{each.column.table}.{each.column.column}" for each in found] == list(TEXTS)
+        assert found[-1].advice == "`ccp neighbour subscribe --renew rcp`"
+        return await storage_key_rotation.rotate(store, "cli:test", AT, discard=True)
+
+    async def run() -> StorageKeyRotation:
+        store = connect(url, 3, secrets_key_file=keys, may_lack_keys=True)
+        await store.open()
+        try:
+            return await discard(store)
+        finally:
+            await store.close()
+
+    done = asyncio.run(run())
+    assert done.discarded == (
+        "token_key.private_key kid", "pool_secret.value log_key", "peer.secret peer", "peer.token other",
+        "webhook.secret hook", "webhook.previous_secrets hook", "subscription.secret sub",
+    )  # fmt: skip
+    assert sql(url, "select count(*) from storage_key") == [(1,)]
+    assert keys_in_use(url) == {SecretCodec(keys).newest}
+
+    async def left(store: Store) -> None:
+        assert await store.read(storage_keys.list_unreadable()) == []
+        assert await store.read(signing_keys.list_all()) == []
+        assert await store.read(secrets.find("log_key")) is None
+        assert [(peer.secret, peer.token, peer.damage) for peer in await store.read(peers.list_all())] == [
+            (None, None, None)
+        ] * 2
+        hook = await store.read(webhooks.find("hook"))
+        assert hook is not None
+        assert len(hook.secret) == 43
+        assert (hook.previous_secrets, hook.damage) == ((), None)
+        assert [each.secret for each in await store.read(subscriptions.list_all())] == [None]
+
+    use(url, keys, left)
+    (subject,) = [row[0] for row in sql(url, "select subject from audit where action = 'storage_key.rotated'")]
+    assert '"discarded_count":7' in subject
 
 
 def test_fan_out_reads_no_secret(url: str, tmp_path: Path) -> None:

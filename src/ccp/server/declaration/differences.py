@@ -205,7 +205,7 @@ def _peer(declared: DeclaredPeer, registered: Registered, problems: Problems) ->
         if (before.client_id is None) != (after.client_id is None):
             problems.add(declared.place, "secret : is needed, because client_id and access token exclude each other")
             return None
-        after = replace(after, secret=before.secret, token=before.token)
+        after = replace(after, secret=before.secret, token=before.token, damage=before.damage)
     return None if before == after else PeerChange(before, after)
 
 

@@ -150,6 +150,14 @@ CODES: Final[Mapping[str, FindingKind]] = MappingProxyType({
         "The schema is of a newer release. The pool runs on it, as during an upgrade.",
         "Upgrade this installation too, or restore the backup that was made before the upgrade.",
     ),
+    "database.secrets-key-missing": _failure(
+        "The secrets in the database are encrypted with a key that this process does not have.",
+        "Set secrets_key_file to the file with the key; if it is lost, `ccp keys rotate-storage --discard-unreadable`.",
+    ),
+    "database.secret-unreadable": _failure(
+        "A secret in the database cannot be decrypted: its row was damaged, or copied from another place.",
+        "Store a new secret in its place; the message names it.",
+    ),
     "database.encoding": _failure(
         "The encoding of the database is not UTF8.", "Create the database with encoding UTF8."
     ),

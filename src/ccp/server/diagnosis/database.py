@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Final
 
 from ccp.errors import CCPError, ConfigurationError
-from ccp.server.diagnosis.context import Context
+from ccp.server.diagnosis.context import Context, StoreClosed
 from ccp.server.diagnosis.finding import CheckResult
 from ccp.server.settings import Settings
 from ccp.server.storage.engine import schema, schema_version
 from ccp.server.storage.engine.schema import is_postgres, sqlite_file
+from ccp.server.storage.engine.secret_codec import MissingStorageKey
 from ccp.server.storage.overview import overview
+from ccp.server.storage.queries import storage_keys
 
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     ["nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "fuse.sshfs"]
 )
 _MAX_LAG_SECONDS: Final = 30
 _MAX_LAG_BYTES: Final = 100_000_000
+_MAX_SECRETS: Final = 50
 _FULL: Final = 200_000_000, 0.01
 _LOW: Final = 1_000_000_000, 0.05
 
@@ -38,10 +41,32 @@ async def check_database(context: Context, result: CheckResult) -> None:
         return
     if any(finding.code in ("database.unreachable", "database.schema") for finding in result.findings):
         return
+    if not await _check_secrets(context, result):
+        return
     held = await context.blocking(overview, settings.database)
     result.note(f"{held.parties} parties, {held.peers} peers, {sum(held.anchors.values())} trusted certificates")
     if not held.parties and not settings.issuers:
         result.add("parties.none", "There are no parties.")
+
+
+async def _check_secrets(context: Context, result: CheckResult) -> bool:
+    """The store opens, and its secrets can be decrypted. Returns whether it opens."""
+    try:
+        store = await context.store()
+    except StoreClosed as exc:
+        reason = str(exc.__cause__) if isinstance(exc.__cause__, CCPError) else "it does not open in time."
+        if isinstance(exc.__cause__, MissingStorageKey):
+            result.add("database.secrets-key-missing", reason, subject="secrets_key_file")
+        else:
+            result.add("database.unreachable", f"The database cannot be opened: {reason}", subject="database")
+        return False
+    found = await store.read(storage_keys.list_unreadable())
+    for each in found[:_MAX_SECRETS]:
+        action = f"A new secret: {each.advice}."
+        result.add("database.secret-unreadable", each.reason, subject=f"{each.column.table} {each.row}", action=action)
+    if len(found) > _MAX_SECRETS:
+        result.note(f"{len(found) - _MAX_SECRETS} more secrets cannot be decrypted")
+    return True
 
 
 async def _check_sqlite(context: Context, result: CheckResult) -> None:
@@ -60,13 +85,6 @@ async def _check_sqlite(context: Context, result: CheckResult) -> None:
         result.add("database.network-file-system", message, subject="database")
     size = await context.blocking(lambda: path.stat().st_size)
     result.note(f"{size / 1e6:,.1f} MB")
-    try:
-        await context.store()
-    except Exception as exc:
-        cause = exc.__cause__
-        reason = str(cause) if isinstance(cause, CCPError) else "it does not open in time"
-        if not result.findings:
-            result.add("database.unreachable", f"The database {path} cannot be opened: {reason}", subject="database")
 
 
 def _check_schema(found: str | None, result: CheckResult) -> None:

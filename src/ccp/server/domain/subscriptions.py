@@ -82,7 +82,9 @@ class Webhook:
     """A webhook of a party.
 
     events: names as the party subscribed to them. wmis, provider_ids: filters within the party's ids; empty for all.
-    secret: HMAC key for the request body, UTF-8. previous_secrets: newest first; they may have expired.
+    secret: HMAC key for the request body, UTF-8. previous_secrets: newest first; they may have expired. damage: a
+    sentence about a stored secret that cannot be decrypted; then `secret` is empty, nothing is sent, and an edit keeps
+    what is stored until the webhook gets another secret.
     """
 
     id: str
@@ -100,6 +102,7 @@ class Webhook:
     updated_at: datetime
     signature_format: SignatureFormat = SignatureFormat.SHA256
     previous_secrets: tuple[PreviousSecret, ...] = ()
+    damage: str | None = None
 
     def live_previous_secrets(self, now: datetime) -> tuple[PreviousSecret, ...]:
         """The replaced secrets that are valid now, newest first."""

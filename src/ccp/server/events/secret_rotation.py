@@ -24,14 +24,14 @@ def rotated(webhook: Webhook, overlap: int | None, max_overlap: int, now: dateti
 
     Each previous secret keeps the time until which it was announced to be valid, so at most `MAX_PREVIOUS_SECRETS` are
     valid at a time. overlap: seconds for which the secret that is replaced stays valid; 0 ends it and every older one
-    at once, for a secret that has leaked; None for the longest. max_overlap: setting `event_secret_overlap`. Raises
-    FieldError, Conflict.
+    at once, for a secret that has leaked; None for the longest. A damaged secret ends at once. max_overlap: setting
+    `event_secret_overlap`. Raises FieldError, Conflict.
     """
     if overlap is not None and not 0 <= overlap <= max_overlap:
         raise FieldError(f"overlap : must be 0 to {max_overlap} seconds")
     seconds = max_overlap if overlap is None else overlap
     previous: tuple[PreviousSecret, ...] = ()
-    if seconds:
+    if seconds and webhook.damage is None:
         previous = PreviousSecret(webhook.secret, now + timedelta(seconds=seconds)), *webhook.live_previous_secrets(now)
     if len(previous) > MAX_PREVIOUS_SECRETS:
         first = min(each.valid_until for each in previous)
@@ -39,7 +39,7 @@ def rotated(webhook: Webhook, overlap: int | None, max_overlap: int, now: dateti
             f"{MAX_PREVIOUS_SECRETS} previous secrets are still valid, one until {rfc3339(first)}. "
             "Rotate after that, or with overlap 0, which ends them at once."
         )
-    return replace(webhook, secret=new_secret(), previous_secrets=previous, updated_at=now)
+    return replace(webhook, secret=new_secret(), previous_secrets=previous, updated_at=now, damage=None)
 
 
 def rotation_fields(webhook: Webhook) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ccp.server.storage.queries import webhooks
 _MAX_RESPONSE_BYTES: Final = 16_384  # Only the status matters; the body is read so that the connection can be reused.
 _MIN_SHARE: Final = 0.1  # Of the timeout: what has to be left for another request.
 
+UNREADABLE: Final = "The pool cannot read the secret of this webhook; it needs a new one."
 REJECTED: Final = (400, 409)
 """Statuses by which a receiver rejects an event for good."""
 _UNSIGNED: Final = (401, 403)
@@ -61,6 +62,8 @@ class WebhookSender:
     async def send(self, webhook: Webhook, body: bytes) -> Attempt:
         """Send an event once for each valid secret until the receiver accepts it, mostly once."""
         started = time.monotonic()
+        if webhook.damage is not None:
+            return Attempt(None, UNREADABLE)
         first = await self._post(webhook, body, webhook.secret, self._timeout)
         if not _may_be_for_the_signature(first.status):
             return _timed(first, started)
@@ -83,7 +86,8 @@ class WebhookSender:
             stored = await self._store.read(webhooks.find(webhook.id))
         except CCPError:
             return webhook
-        return stored if stored is not None and stored.enabled and stored.url == webhook.url else webhook
+        usable = stored is not None and stored.enabled and stored.url == webhook.url and stored.damage is None
+        return stored if stored is not None and usable else webhook
 
     async def _post(self, webhook: Webhook, body: bytes, secret: str, timeout: float) -> Attempt:  # noqa: ASYNC109
         secrets = webhook.valid_secrets(self._clock())

@@ -148,6 +148,8 @@ def client_options(peer: Peer, timeout: float, max_connections: int = 1) -> dict
     timeout: seconds for a call including its token request, unless the call sets another. Nothing is retried. Raises
     ConfigurationError.
     """
+    if peer.damage is not None:
+        raise ConfigurationError(f"{peer.damage} Store a new one with `ccp peer rotate-secret {peer.party_id}`.")
     access: dict[str, object] = {"token": peer.token}
     if peer.token is None:
         if peer.client_id is None or peer.secret is None:

@@ -196,7 +196,8 @@ def added_entry(peer: Peer, by: Actor, now: datetime) -> Entry:
 
 def changed_entries(before: Peer, after: Peer, by: Actor, now: datetime) -> list[Entry]:
     """The audit entry for a change, with the names of changed members, and their values but for secrets."""
-    changed = [each.name for each in fields(Peer) if getattr(after, each.name) != getattr(before, each.name)]
+    names = [each.name for each in fields(Peer) if each.name != "damage"]
+    changed = [name for name in names if getattr(after, name) != getattr(before, name)]
     if not changed:
         return []
     subject: dict[str, Any] = {"peer": after.party_id}
@@ -234,17 +235,17 @@ def with_secret(peer: Peer, client_id: str | None, secret: str) -> Peer:
     if not 1 <= len(secret) <= MAX_SECRET or not secret.isprintable():
         raise FieldError(f"secret : must be 1 to {MAX_SECRET} printable characters")
     if client_id is not None:
-        return replace(peer, client_id=client_id, secret=secret, token=None)
+        return replace(peer, client_id=client_id, secret=secret, token=None, damage=None)
     if not _TOKEN.fullmatch(secret):
         raise FieldError("secret : an access token has visible ASCII characters only; a client secret needs client_id")
-    return replace(peer, client_id=None, secret=None, token=secret)
+    return replace(peer, client_id=None, secret=None, token=secret, damage=None)
 
 
 def check_peer(peer: Peer) -> None:
     """Check that the members of a peer fit together, so that a client can call it. Raises FieldError."""
     if peer.client_id is None and (peer.token_url or peer.audience):
         raise FieldError("token_url, audience : are for a client id; an access token is sent as it is")
-    if peer.token is None and (peer.client_id is None or peer.secret is None):
+    if peer.damage is None and peer.token is None and (peer.client_id is None or peer.secret is None):
         raise FieldError("secret : is missing")
 
 

@@ -90,6 +90,8 @@ def _usual_events(name: str, dialect: Dialect) -> tuple[tuple[str, ...], ...]:
 
 def _settings_of(peer: Peer) -> ServiceSettings:
     """A peer's address and our credentials there, in the shape of an external service. Raises ConfigurationError."""
+    if peer.damage is not None:
+        raise ConfigurationError(f"{peer.damage} Store a new one with `ccp peer rotate-secret {peer.party_id}`.")
     access = (
         {"token": peer.token}
         if peer.token is not None

@@ -51,14 +51,19 @@ class Store(Protocol):
 
 
 def connect(
-    url: str, connections: int = 4, limits: TimeLimits = REQUESTS, secrets_key_file: Path | None = None
+    url: str,
+    connections: int = 4,
+    limits: TimeLimits = REQUESTS,
+    secrets_key_file: Path | None = None,
+    *,
+    may_lack_keys: bool = False,
 ) -> Store:
     """The engine for a database URL.
 
     connections: maximum to a server. limits: time limits of queries. secrets_key_file: with the keys for the secrets in
-    the database. Raises ConfigurationError.
+    the database. may_lack_keys: open a database also without the keys that it uses. Raises ConfigurationError.
     """
-    codec = SecretCodec(secrets_key_file)
+    codec = SecretCodec(secrets_key_file, may_lack_keys=may_lack_keys)
     if is_postgres(url):
         from ccp.server.storage.engine.postgres import PostgresStore
 

@@ -22,6 +22,7 @@ import base64
 import binascii
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -44,6 +45,7 @@ _NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
 _MAX_KEYS: Final = 16
 _DOMAIN: Final = b"opnc-ccp secret 1"
+_KEY_ID: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
 class Place(NamedTuple):
@@ -54,8 +56,16 @@ class Place(NamedTuple):
     row: str
 
 
+class MissingStorageKey(ConfigurationError):
+    """A process lacks a key that the database uses."""
+
+
 class UnreadableSecret(Unavailable):
     """A secret in the database cannot be decrypted."""
+
+
+class DamagedSecret(UnreadableSecret):
+    """A value was changed, or copied from another place. The secrets of other rows are not affected."""
 
 
 def read_keys(path: Path) -> dict[str, AESGCM]:
@@ -96,9 +106,13 @@ def key_id_of(key: bytes) -> str:
 class SecretCodec:
     """Encrypts and decrypts the secrets of one database. Threads may share it."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        """path: of the file with the keys; None for none. Raises ConfigurationError."""
+    def __init__(self, path: Path | None = None, *, may_lack_keys: bool = False) -> None:
+        """path: of the file with the keys; None for none. Raises ConfigurationError.
+
+        may_lack_keys: whether a database may be opened that uses other keys. Their secrets cannot be read.
+        """
         self._path = path
+        self._may_lack_keys = may_lack_keys
         self._read: tuple[int, ...] | None = None
         self._keys: dict[str, AESGCM] = {}
         if path is not None:
@@ -125,29 +139,31 @@ class SecretCodec:
         return f"{_ENCRYPTED}{key_id}:{base64.b64encode(sealed).decode()}"
 
     def decrypt(self, place: Place, stored: str) -> str:
-        """Return the secret of a stored value. Raises UnreadableSecret."""
+        """Return the secret of a stored value. Raises UnreadableSecret; DamagedSecret for a fault of this value."""
         if not stored.startswith(_MARKER):
             return stored
         if stored.startswith(_ESCAPED):
             return stored.removeprefix(_ESCAPED)
         key_id = key_of(stored)
         key = self._key(key_id)
-        if key is None:
+        if key is None and _KEY_ID.fullmatch(key_id):
             raise UnreadableSecret(f"{_described(place)} cannot be read: {self.missing(key_id)}")
         try:
+            if key is None:
+                raise ValueError("no key id")
             sealed = base64.b64decode(stored.removeprefix(_ENCRYPTED).partition(":")[2], validate=True)
             if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
                 raise ValueError("too short")
             clear = key.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _associated(key_id, place))
             return clear.decode()
         except (InvalidTag, ValueError) as exc:
-            raise UnreadableSecret(
+            raise DamagedSecret(
                 f"{_described(place)} cannot be decrypted: its value was changed, or copied from another place."
             ) from exc
 
     def has(self, key_id: str) -> bool:
-        """Whether values of a key can be read; always for clear text."""
-        return key_id == CLEAR or self._key(key_id) is not None
+        """Whether a database that uses a key may be opened; always for clear text."""
+        return key_id == CLEAR or self._may_lack_keys or self._key(key_id) is not None
 
     def missing(self, key_id: str) -> str:
         """A sentence about a key that the file lacks."""

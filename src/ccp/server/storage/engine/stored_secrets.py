@@ -20,9 +20,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from ccp.errors import ConfigurationError
 from ccp.server.storage.engine.query import Query, Row, Statement, read_committed
-from ccp.server.storage.engine.secret_codec import CLEAR, Place, SecretCodec
+from ccp.server.storage.engine.secret_codec import CLEAR, MissingStorageKey, Place, SecretCodec
 
 CODEC: Final[Statement] = ("secret codec", ())
 """Not SQL: an engine answers this statement itself, with its `SecretCodec`.
@@ -127,13 +126,15 @@ class StorageKeyState:
 
 @read_committed
 def state() -> Query[StorageKeyState]:
-    """Which keys the database uses. Raises ConfigurationError if this process lacks one of them."""
+    """Which keys the database uses. Raises MissingStorageKey if this process lacks one of them."""
     codec = yield from secret_codec()
     rows = {name: (key_id, bool(chosen)) for name, key_id, chosen in (yield _SELECT, ())}
     for key_id, _ in rows.values():
         if not codec.has(key_id):
             sentence = codec.missing(key_id)
-            raise ConfigurationError(sentence[0].upper() + sentence[1:])
+            raise MissingStorageKey(
+                f"{sentence[0].upper()}{sentence[1:]} If the key is lost: `ccp keys rotate-storage --help`."
+            )
     current, chosen = rows.pop(CURRENT)
     return StorageKeyState(current, chosen, tuple(sorted(key_id for key_id, _ in rows.values())))
 

@@ -11,7 +11,7 @@ from ccp.error_codes import ErrorCode
 from ccp.errors import Conflict, NotFound
 from ccp.ids import Fingerprint, ProviderId
 from ccp.server.storage.engine.query import Query, Row
-from ccp.server.storage.engine.secret_codec import Place, SecretCodec
+from ccp.server.storage.engine.secret_codec import DamagedSecret, Place, SecretCodec
 from ccp.server.storage.engine.stored_secrets import Encryption, encryption, secret_codec
 from ccp.server.storage.queries.change_counters import ChangeCounter, bump, lock
 from ccp.server.storage.queries.contracts import microseconds
@@ -27,7 +27,8 @@ class Peer:
 
     dialect: "opnc" or "opcp". v2g_roots: roots of the contracts that it holds; empty: it is asked for every vehicle.
     provider_ids: providers whose contracts it holds, as agreed with its operator; its answers with these contracts are
-    preferred. Empty: unknown.
+    preferred. Empty: unknown. damage: a sentence about a stored secret that cannot be decrypted; then `secret` and
+    `token` are None, the peer cannot be called, and an edit keeps what is stored until the peer gets another secret.
     """
 
     party_id: str
@@ -41,6 +42,7 @@ class Peer:
     v2g_roots: frozenset[Fingerprint] = frozenset()
     enabled: bool = True
     provider_ids: frozenset[ProviderId] = frozenset()
+    damage: str | None = None
 
 
 def list_all() -> Query[list[Peer]]:
@@ -84,9 +86,11 @@ def edit(party_id: str, change: Callable[[Peer], Peer]) -> Query[tuple[Peer, Pee
     if after != before:
         encrypt = yield from encryption()
         yield (
-            "update peer set base_url = $2, dialect = $3, client_id = $4, secret = $5, token_url = $6, audience = $7, "
-            "token = $8, v2g_roots = $9, enabled = $10, provider_ids = $11 where party_id = $1",
-            _values(after, encrypt),
+            "update peer set base_url = $2, dialect = $3, client_id = $4, "
+            "secret = case when $12 then secret else $5 end, token_url = $6, audience = $7, "
+            "token = case when $12 then token else $8 end, v2g_roots = $9, enabled = $10, provider_ids = $11 "
+            "where party_id = $1",
+            (*_values(after, encrypt), after.damage is not None),
         )
         yield bump(ChangeCounter.PEERS)
     return before, after
@@ -130,10 +134,16 @@ def _values(peer: Peer, encrypt: Encryption) -> Row:
 
 def _peer(row: Row, codec: SecretCodec) -> Peer:
     party_id, base_url, dialect, client_id, secret, token_url, audience, token, roots, enabled, providers = row
-    if secret is not None:
-        secret = codec.decrypt(Place("peer", "secret", party_id), secret)
-    if token is not None:
-        token = codec.decrypt(Place("peer", "token", party_id), token)
+    damage = None
+    try:
+        if secret is not None:
+            secret = codec.decrypt(Place("peer", "secret", party_id), secret)
+        if token is not None:
+            token = codec.decrypt(Place("peer", "token", party_id), token)
+    except DamagedSecret as exc:
+        secret, token, damage = None, None, str(exc)
     served = frozenset(map(Fingerprint, json.loads(roots)))
     held = frozenset(map(ProviderId, json.loads(providers or "[]")))  # NULL if an older release registered it.
-    return Peer(party_id, base_url, dialect, client_id, secret, token_url, audience, token, served, bool(enabled), held)
+    return Peer(
+        party_id, base_url, dialect, client_id, secret, token_url, audience, token, served, bool(enabled), held, damage
+    )

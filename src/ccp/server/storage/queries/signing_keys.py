@@ -8,13 +8,14 @@ writes are serialised on every engine, and of several workers that find a key to
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
 from ccp.errors import NotFound
 from ccp.server.storage.engine.query import Query, read_committed
-from ccp.server.storage.engine.secret_codec import Place
+from ccp.server.storage.engine.secret_codec import DamagedSecret, Place
 from ccp.server.storage.engine.stored_secrets import encryption, secret_codec
 from ccp.server.storage.queries.change_counters import ChangeCounter, bump
 from ccp.server.storage.queries.contracts import instant, microseconds
@@ -54,22 +55,18 @@ def current_key(known: Iterable[TokenKey], now: datetime) -> TokenKey | None:
 
 @read_committed
 def list_all() -> Query[list[TokenKey]]:
-    """All keys, newest first."""
+    """All keys, newest first; without those whose stored value is damaged, so that others take over."""
     rows = yield (
         "select kid, private_key, created_at, signs_from, retired_at from token_key order by created_at desc, kid",
         (),
     )
     codec = yield from secret_codec()
-    return [
-        TokenKey(
-            kid,
-            codec.decrypt(Place("token_key", "private_key", kid), key),
-            instant(created_at),
-            _maybe(signs_from),
-            _maybe(retired_at),
-        )
-        for kid, key, created_at, signs_from, retired_at in rows
-    ]
+    found = []
+    for kid, stored, created_at, signs_from, retired_at in rows:
+        with suppress(DamagedSecret):
+            key = codec.decrypt(Place("token_key", "private_key", kid), stored)
+            found.append(TokenKey(kid, key, instant(created_at), _maybe(signs_from), _maybe(retired_at)))
+    return found
 
 
 @read_committed
@@ -111,11 +108,9 @@ def revoke(kid: str, candidate: TokenKey) -> Query[bool]:
     Returns whether it did. Raises NotFound.
     """
     yield bump(ChangeCounter.TOKEN_KEYS)
-    known = yield from list_all()
-    if kid not in {key.kid for key in known}:
+    if not (yield "delete from token_key where kid = $1 returning kid", (kid,)):
         raise NotFound(f"There is no key {kid}.")
-    yield "delete from token_key where kid = $1", (kid,)
-    if any(key.retired_at is None for key in known if key.kid != kid):
+    if any(key.retired_at is None for key in (yield from list_all())):
         return False
     yield from _insert(candidate)
     return True

@@ -11,7 +11,7 @@ from typing import Final
 from ccp.ids import WMI, ProviderId
 from ccp.server.domain.subscriptions import PreviousSecret, SignatureFormat, Subscriber, Webhook
 from ccp.server.storage.engine.query import Query, Row, read_committed
-from ccp.server.storage.engine.secret_codec import Place, SecretCodec
+from ccp.server.storage.engine.secret_codec import DamagedSecret, Place, SecretCodec
 from ccp.server.storage.engine.stored_secrets import secret_codec
 from ccp.server.storage.queries.change_counters import CHANGED_KEYS, ChangeCounter
 from ccp.server.storage.queries.contracts import instant
@@ -80,11 +80,15 @@ def webhook_of(row: Row, codec: SecretCodec | None) -> Webhook:
     """A webhook from a row of `WEBHOOK_COLUMNS`. codec: None leaves the secrets out. Raises UnreadableSecret."""
     (id, client_id, url, description, events, wmis, provider_ids, metadata, api_version, enabled, secret,
      created_at, updated_at, signature_format, previous_secrets) = row  # fmt: skip
-    if codec is None:
-        secret, previous_secrets = "", "[]"
-    else:
-        secret = codec.decrypt(Place("webhook", "secret", id), secret)
-        previous_secrets = codec.decrypt(Place("webhook", "previous_secrets", id), previous_secrets)
+    damage = None
+    try:
+        if codec is None:
+            secret, previous_secrets = "", "[]"
+        else:
+            secret = codec.decrypt(Place("webhook", "secret", id), secret)
+            previous_secrets = codec.decrypt(Place("webhook", "previous_secrets", id), previous_secrets)
+    except DamagedSecret as exc:
+        secret, previous_secrets, damage = "", "[]", str(exc)
     return Webhook(
         id,
         client_id,
@@ -101,6 +105,7 @@ def webhook_of(row: Row, codec: SecretCodec | None) -> Webhook:
         instant(updated_at),
         SignatureFormat.BARE if signature_format == SignatureFormat.BARE else SignatureFormat.SHA256,
         tuple(PreviousSecret(value, instant(until)) for value, until in json.loads(previous_secrets)),
+        damage,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from ccp.server.storage.engine.query import Query, Row
-from ccp.server.storage.engine.secret_codec import Place, SecretCodec
+from ccp.server.storage.engine.secret_codec import DamagedSecret, Place, SecretCodec
 from ccp.server.storage.engine.stored_secrets import encryption, secret_codec
 from ccp.server.storage.queries.change_counters import ChangeCounter, bump, lock
 from ccp.server.storage.queries.contracts import instant, microseconds
@@ -21,7 +21,8 @@ class Subscription:
 
     id: part of the address to which events are sent. source: "rcp", "pcp", or "peer:" and the party id of a pool.
     url: of the webhooks there. endpoint_id: of this webhook there. secret: HMAC key of its events, UTF-8. Both are None
-    until the other system has accepted the subscription. events: names as subscribed.
+    until the other system has accepted the subscription; the secret also if the stored one was damaged, so that a
+    renewal replaces it. events: names as subscribed.
     """
 
     id: str
@@ -96,7 +97,10 @@ def remove(subscription_id: str) -> Query[None]:
 def _subscription(row: Row, codec: SecretCodec) -> Subscription:
     subscription_id, source, url, endpoint_id, secret, events, created_at, updated_at = row
     if secret is not None:
-        secret = codec.decrypt(Place("subscription", "secret", subscription_id), secret)
+        try:
+            secret = codec.decrypt(Place("subscription", "secret", subscription_id), secret)
+        except DamagedSecret:
+            secret = None
     return Subscription(
         subscription_id,
         source,

@@ -51,14 +51,16 @@ def put(webhook: Webhook) -> Query[None]:
         "on conflict (id) do update set client_id = excluded.client_id, url = excluded.url, "
         "description = excluded.description, events = excluded.events, wmis = excluded.wmis, "
         "provider_ids = excluded.provider_ids, metadata = excluded.metadata, api_version = excluded.api_version, "
-        "enabled = excluded.enabled, secret = excluded.secret, updated_at = excluded.updated_at, "
-        "signature_format = excluded.signature_format, previous_secrets = excluded.previous_secrets",
+        "enabled = excluded.enabled, updated_at = excluded.updated_at, signature_format = excluded.signature_format, "
+        "secret = case when $16 then webhook.secret else excluded.secret end, "
+        "previous_secrets = case when $16 then webhook.previous_secrets else excluded.previous_secrets end",
         (
             webhook.id, webhook.client_id, webhook.url, webhook.description, json.dumps(webhook.events),
             json.dumps(webhook.wmis), json.dumps(webhook.provider_ids), json.dumps(webhook.metadata),
             webhook.api_version, webhook.enabled, encrypt("webhook", "secret", webhook.id, webhook.secret),
             microseconds(webhook.created_at), microseconds(webhook.updated_at), webhook.signature_format.value,
             encrypt("webhook", "previous_secrets", webhook.id, json.dumps(previous)) if previous else "[]",
+            webhook.damage is not None,
         ),
     )  # fmt: skip
     yield from change_counters.bump_and_log(ChangeCounter.WEBHOOKS, webhook.id)
