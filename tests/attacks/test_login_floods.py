@@ -20,12 +20,12 @@ from structlog.testing import CapturedCall, CapturingLogger
 
 from ccp.errors import NotAuthenticated, TooManyRequests
 from ccp.server.access import authorization_server
-from ccp.server.access.admin_changes import Actor
 from ccp.server.access.client_address import RemoteAddress
 from ccp.server.access.party_registry import PartyRegistry
 from ccp.server.access.rate_limits import RateLimits
 from ccp.server.access.secret_cache import SecretCache
 from ccp.server.access.token_bucket import SharedTokenBucket
+from ccp.server.domain.actor import Actor
 from ccp.server.http.middleware import client_address
 from ccp.server.settings import Settings
 from ccp.testing.pki import PKI

@@ -23,12 +23,12 @@ from ccp.cli.output import (
 )
 from ccp.errors import ConfigurationError
 from ccp.server import settings
-from ccp.server.access.admin_changes import Actor
 from ccp.server.audit.actor import command_actor
 from ccp.server.declaration import applying
 from ccp.server.declaration.differences import ChangeView, Kind, Verb, describe
 from ccp.server.declaration.reader import MAX_FILE, read_declaration
 from ccp.server.declaration.writer import write_declaration
+from ccp.server.domain.actor import Actor
 from ccp.server.storage import Store
 
 WOULD_CHANGE = 2

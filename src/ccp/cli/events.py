@@ -25,8 +25,8 @@ from ccp.cli.output import (
 from ccp.errors import ConfigurationError, NotFound
 from ccp.schemas.timestamps import rfc3339
 from ccp.server import settings
-from ccp.server.access.admin_changes import Actor
 from ccp.server.audit.actor import command_actor
+from ccp.server.domain.actor import Actor
 from ccp.server.domain.subscriptions import Webhook
 from ccp.server.events import delivery_administration
 from ccp.server.events.delivery_administration import DeadDeliveries

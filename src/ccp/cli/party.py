@@ -12,9 +12,9 @@ import typer
 
 from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table, with_store
 from ccp.errors import ConfigurationError, MismatchError
-from ccp.server.access.admin_changes import Actor
 from ccp.server.access.party_registry import DEFAULT_OVERLAP, PartyRegistry, PartyView, SecretToRevoke
 from ccp.server.audit.actor import command_actor
+from ccp.server.domain.actor import Actor
 from ccp.server.domain.authorization import role_table
 from ccp.server.domain.parties import Party, PartyRole, create_party, parse_fields
 

@@ -24,8 +24,8 @@ from ccp.client import BadRequestError, Client, Dialect, Routing
 from ccp.errors import ConfigurationError, MismatchError
 from ccp.ids import Namespace, parse_fingerprint
 from ccp.server import settings
-from ccp.server.access.admin_changes import Actor
 from ccp.server.audit.actor import command_actor
+from ccp.server.domain.actor import Actor
 from ccp.server.pool.peer_links import client_options
 from ccp.server.pool.peer_registry import PeerRegistry, PeerView, create_peer, parse_peer_fields
 from ccp.server.storage.queries.peers import Peer

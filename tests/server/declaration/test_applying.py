@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ccp.server.access.admin_changes import Actor
 from ccp.server.declaration import applying
 from ccp.server.declaration.differences import Kind
 from ccp.server.declaration.reader import Declaration, read_declaration
+from ccp.server.domain.actor import Actor
 from ccp.server.pool.peer_registry import PeerRegistry
 from ccp.server.settings import Settings
 from ccp.server.storage import Store, connect

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from ccp.errors import CCPError
-from ccp.server.access.admin_changes import Actor
 from ccp.server.access.authorization_server import AuthorizationServer
 from ccp.server.access.party_registry import PartyRegistry
+from ccp.server.domain.actor import Actor
 from ccp.server.domain.parties import PartyRole
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.events import Subscribers

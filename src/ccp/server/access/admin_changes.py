@@ -1,30 +1,16 @@
-"""What changes of every register have in common: the actor, and the state that the actor has seen."""
+"""What changes of every register have in common: the actor's rights, and the state that the actor has seen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from ccp.error_codes import ErrorCode
 from ccp.errors import NotAuthenticated, NotAuthorised
+from ccp.server.domain.actor import Actor
 from ccp.server.domain.parties import TOKEN_NOT_VALID, PartyRole
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import parties, signing_keys
-
-
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """The admin or the operating system user that changes a register.
-
-    name: the actor in the audit trail, the client id of an admin or `cli:` and a user name. trace_id: of the request,
-    empty for a command. kid: of the pool's own key that signed the admin's token, see
-    `ccp.server.domain.parties.Caller`.
-    """
-
-    name: str
-    trace_id: str = ""
-    kid: str | None = None
 
 
 class Shown(Protocol):

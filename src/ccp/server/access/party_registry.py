@@ -15,8 +15,9 @@ from typing import Any, Final, TypeAlias
 
 from ccp.errors import Conflict, FieldError
 from ccp.schemas.timestamps import rfc3339
-from ccp.server.access.admin_changes import Actor, Precondition, any_state, begin_change
+from ccp.server.access.admin_changes import Precondition, any_state, begin_change
 from ccp.server.access.client_secrets import hash_secret, new_secret
+from ccp.server.domain.actor import Actor
 from ccp.server.domain.parties import Party, PartyRole, check_party
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.storage import Store

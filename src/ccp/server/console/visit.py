@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ccp.errors import NotAuthorised
-from ccp.server.access.admin_changes import Actor
 from ccp.server.console.identifiers import IdDisplay
 from ccp.server.console.rendering import HEADERS, PREFIX, Rendering
 from ccp.server.console.sessions import ConsoleRole, Session
+from ccp.server.domain.actor import Actor
 
 NOTICES: Final = {
     "logged-out": "You are logged out.",

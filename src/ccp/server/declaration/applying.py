@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ccp.errors import ConfigurationError, Conflict
-from ccp.server.access.admin_changes import Actor, begin_change
+from ccp.server.access.admin_changes import begin_change
 from ccp.server.access.client_secrets import hash_secret, matching_hash, new_secret
 from ccp.server.access.party_registry import DEFAULT_OVERLAP, added_entry, changed_entry, rotated_entry
 from ccp.server.declaration.differences import (
@@ -32,6 +32,7 @@ from ccp.server.declaration.differences import (
     with_client_ids,
 )
 from ccp.server.declaration.reader import Declaration
+from ccp.server.domain.actor import Actor
 from ccp.server.domain.parties import Party
 from ccp.server.pool import peer_registry
 from ccp.server.runtime.private_files import create_private, fsync_path

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ccp.error_codes import ErrorCode
 from ccp.errors import NotFound
-from ccp.server.access.admin_changes import Actor
+from ccp.server.domain.actor import Actor
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query, Row, long_write
 from ccp.server.storage.queries import deliveries, webhooks

@@ -12,7 +12,7 @@ from typing import Any
 
 from ccp.error_codes import ErrorCode
 from ccp.errors import NotFound
-from ccp.server.access.admin_changes import Actor
+from ccp.server.domain.actor import Actor
 from ccp.server.domain.subscriptions import SignatureFormat, Webhook
 from ccp.server.events.ping import Pinger, PingResult
 from ccp.server.events.secret_rotation import rotated, rotation_fields

@@ -9,7 +9,8 @@ from fastapi import APIRouter, Depends, Header, Request
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
-from ccp.server.access.admin_changes import Actor, Precondition
+from ccp.server.access.admin_changes import Precondition
+from ccp.server.domain.actor import Actor
 from ccp.server.domain.authorization import AdminOperation
 from ccp.server.domain.parties import Caller
 from ccp.server.http import preconditions

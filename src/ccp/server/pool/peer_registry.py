@@ -19,7 +19,8 @@ from ccp.client import Dialect
 from ccp.client.session import validated_url
 from ccp.errors import ConfigurationError, Conflict, FieldError
 from ccp.ids import Fingerprint, ProviderId
-from ccp.server.access.admin_changes import Actor, Precondition, any_state, begin_change
+from ccp.server.access.admin_changes import Precondition, any_state, begin_change
+from ccp.server.domain.actor import Actor
 from ccp.server.domain.parties import check_owner_id
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query

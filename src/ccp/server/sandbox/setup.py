@@ -15,11 +15,11 @@ from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
 from ccp.schemas.common import encode_base64
 from ccp.schemas.opnc import SignedContractData
 from ccp.server import logging, settings
-from ccp.server.access.admin_changes import Actor
 from ccp.server.access.client_secrets import new_secret
 from ccp.server.access.party_registry import PartyRegistry
 from ccp.server.app import build_services
 from ccp.server.audit.actor import command_actor
+from ccp.server.domain.actor import Actor
 from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.http.routes.oauth import PATH as TOKEN_PATH
 from ccp.server.runtime.private_files import create_private

@@ -11,8 +11,8 @@ from typing import Any
 
 from ccp.errors import CCPError
 from ccp.ids import WMI
-from ccp.server.access.admin_changes import Actor
 from ccp.server.access.party_registry import PartyRegistry
+from ccp.server.domain.actor import Actor
 from ccp.server.domain.parties import Party, PartyRole
 from tests.server.storage.made import AT, new_database, opened, sql, with_store
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp.server.access.admin_changes import Actor
+from ccp.server.domain.actor import Actor
 from ccp.server.domain.parties import PartyRole
 from ccp.server.http.admin_operations import BASE
 from ccp.server.metrics import Metrics
