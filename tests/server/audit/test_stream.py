@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -443,3 +444,18 @@ def test_pool_streams_its_trail_and_shows_the_lag(pkis: dict[str, PKI], tmp_path
         check_complete(pool.settings.database, lines(file))
         assert metric("ccp_audit_stream_rows_total") == len(lines(file))
         assert metric("ccp_audit_stream_lag_seconds") == 0
+
+
+def test_pool_answers_while_the_receiver_of_its_trail_hangs(pkis: dict[str, PKI]) -> None:
+    with socket.socket() as hanging:
+        hanging.bind(("127.0.0.1", 0))
+        hanging.listen()  # The kernel accepts; no program answers.
+        url = f"http://127.0.0.1:{hanging.getsockname()[1]}/"
+        with start(pkis, audit_stream="webhook", audit_stream_url=url, audit_stream_secret=SECRET) as pool:
+            hanging.accept()[0].recv(1)  # A batch is being sent.
+            began = time.monotonic()
+            for _ in range(5):
+                car = pool.car()
+                pool.publish(car)
+                pool.ask(car)
+            assert time.monotonic() - began < stream_receivers.SEND_TIMEOUT, "no request waited for the batch"
