@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,34 @@ def test_refused_deliveries_of_a_flood_displace_no_other_callers(url: str) -> No
     assert dropped == {"caller": 800}
     assert counted == {"flood": 200, "quiet": 1}
     assert left == 20
+
+
+def test_refused_deliveries_of_one_trace_are_records_of_their_own(url: str) -> None:
+    """A caller chooses its trace, and may use one for several requests, or that of another caller."""
+
+    async def run() -> None:
+        store = connect(url)
+        await store.open()
+        try:
+            deliveries = recorder(store, Counter())
+            given = [refused("cpo", 7), refused("cpo", 8), refused("other", 9)]
+            one = [replace(each, trace_id=given[0].trace_id) for each in given]
+            for each in one[:2]:
+                deliveries.record(each)
+            await deliveries.flush()
+            deliveries.record(one[2])
+            await deliveries.flush()
+            found = await store.read(refusals.search(refusals.RefusalFilter(id=one[0].trace_id), 10))
+            assert {(each.client_id, each.pcid, each.trace_id) for each in found} == {
+                (each.client_id, each.pcid, one[0].trace_id) for each in one
+            }
+            assert [len(each.concerned) for each in found] == [1, 1, 1], "no record has contracts of another"
+            await store.write(refusals.record(found))
+            assert len(await store.read(refusals.search(refusals.RefusalFilter(), 100))) == 3, "written once"
+        finally:
+            await store.close()
+
+    asyncio.run(run())
 
 
 def test_refused_deliveries_are_dropped_under_overload_and_end_with_time(url: str) -> None:

@@ -44,7 +44,7 @@ def shown(refusal: Refusal) -> dict[str, Any]:
     """A record as a JSON object, without the request, with who has to do what."""
     code = BY_VALUE[refusal.code]
     return {
-        "trace_id": refusal.id,
+        "trace_id": refusal.trace_id,
         "at": rfc3339(refusal.at),
         "client_id": refusal.client_id,
         "operation": refusal.operation,

@@ -111,7 +111,7 @@ async def _own(store: Store, party: Party, wanted: RefusalFilter, limit: int, be
 
 def _members(refusal: Refusal) -> JSONObject:
     members: dict[str, Any] = {
-        "traceId": refusal.id,
+        "traceId": refusal.trace_id,
         "timestamp": rfc3339(refusal.at),
         "pcid": refusal.pcid,
         "emaids": list(refusal.concerned),

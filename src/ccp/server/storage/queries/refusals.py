@@ -14,6 +14,7 @@ from ccp.server.storage.queries.vehicle_lock import instant, microseconds
 MAX_ROWS_OF_CALLER: Final = 10_000
 MAX_ROWS: Final = 1_000_000
 """Rows of all callers. Beyond that each caller keeps its share; a caller with fewer rows loses none."""
+MAX_OF_TRACE: Final = 16
 PORTION: Final = 500
 SEARCHED: Final = 10_000
 """Records that a page of a list searches. Filters without an index are applied to these."""
@@ -31,10 +32,11 @@ _SELECT: Final = ", ".join(f"r.{name}" for name in _COLUMNS)
 class Refusal:
     """A refused delivery.
 
-    id: trace id. client_id: the caller: a CPO, another pool, or the OEM that fetched a contract. edition: namespace of
-    the message. pcid: as far as the request could be read. emaid: that the caller asked for. digest: SHA-256 of the
-    vehicle's message, hexadecimal. code: see `ccp.error_codes`. check: the failed check. request: the message, EXI, if
-    it is kept. concerned: the vehicle's contracts that could not be delivered. named: other EMAIDs in a kept request.
+    id: trace id; that of a further request of one trace has a number behind it, see `record`. client_id: the caller:
+    a CPO, another pool, or the OEM that fetched a contract. edition: namespace of the message. pcid: as far as the
+    request could be read. emaid: that the caller asked for. digest: SHA-256 of the vehicle's message, hexadecimal.
+    code: see `ccp.error_codes`. check: the failed check. request: the message, EXI, if it is kept. concerned: the
+    vehicle's contracts that could not be delivered. named: other EMAIDs in a kept request.
     """
 
     id: str
@@ -55,6 +57,11 @@ class Refusal:
     named: tuple[EMAID, ...] = ()
 
     @property
+    def trace_id(self) -> str:
+        """The trace id of the request."""
+        return self.id.partition(".")[0]
+
+    @property
     def cursor(self) -> tuple[int, str]:
         """The place of the record in lists, which are newest first."""
         return microseconds(self.at), self.id
@@ -62,7 +69,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class RefusalFilter:
-    """Which records to list; None does not restrict. since, until: both inclusive."""
+    """Which records to list; None does not restrict. id: a trace id. since, until: both inclusive."""
 
     id: str | None = None
     pcid: PCID | None = None
@@ -86,8 +93,26 @@ class RefusalPage(NamedTuple):
 
 
 @retryable
-def record(found: Sequence[Refusal]) -> Query[None]:
-    """Store records. One that is stored already is not changed."""
+def record(given: Sequence[Refusal]) -> Query[None]:
+    """Store records. One that is stored already is not changed.
+
+    A caller chooses the trace of its requests (W3C Trace Context) and may use one for several. So further records of a
+    trace get ids of their own; beyond `MAX_OF_TRACE` they are not stored.
+    """
+    ids = [name for each in given for name in ids_of_trace(each.id)]
+    held: dict[str, tuple[int, str]] = {}
+    for start in range(0, len(ids), PORTION):
+        part = ids[start : start + PORTION]
+        rows = yield f"select id, at, client_id from refusal where id in ({_list(len(part))})", tuple(part)  # noqa: S608
+        held |= {name: (at, client_id) for name, at, client_id in rows}
+    found = []
+    for each in given:
+        own = (microseconds(each.at), each.client_id)
+        free = next((name for name in ids_of_trace(each.id) if held.setdefault(name, own) == own), None)
+        if free is not None:
+            found.append(replace(each, id=free))
+    if not found:
+        return
     yield (
         f"insert into refusal ({', '.join(_COLUMNS)}) values {_places(len(found), len(_COLUMNS))} "  # noqa: S608
         "on conflict (id) do nothing",
@@ -95,12 +120,17 @@ def record(found: Sequence[Refusal]) -> Query[None]:
     )
     contracts = [row for each in found for row in _contract_rows(each)]
     for start in range(0, len(contracts), PORTION):
-        part = contracts[start : start + PORTION]
+        portion = contracts[start : start + PORTION]
         yield (
             f"insert into refusal_contract (refusal_id, emaid, provider_id, concerned, at) "  # noqa: S608  places
-            f"values {_places(len(part), 5)} on conflict (refusal_id, emaid) do nothing",
-            tuple(value for row in part for value in row),
+            f"values {_places(len(portion), 5)} on conflict (refusal_id, emaid) do nothing",
+            tuple(value for row in portion for value in row),
         )
+
+
+def ids_of_trace(trace_id: str) -> tuple[str, ...]:
+    """The ids that the records of a trace have."""
+    return trace_id, *(f"{trace_id}.{number}" for number in range(2, MAX_OF_TRACE + 1))
 
 
 @retryable
@@ -243,8 +273,9 @@ def remove_all() -> Query[None]:
 def _conditions(wanted: RefusalFilter) -> tuple[list[str], list[Any]]:
     conditions: list[str] = []
     values: list[Any] = []
+    if wanted.id is not None:
+        conditions.append(f"r.id in ({_add(values, ids_of_trace(wanted.id))})")
     for condition, value in (
-        ("r.id =", wanted.id),
         ("r.pcid =", None if wanted.pcid is None else str(wanted.pcid)),
         ("r.client_id =", wanted.client_id),
         ("r.code =", wanted.code),
@@ -332,6 +363,10 @@ def _read(row: Row) -> Refusal:
         edition, None if pcid is None else PCID(pcid), None if emaid is None else EMAID(emaid), digest, code, check,
         reason, None if request is None else bytes(request),
     )  # fmt: skip
+
+
+def _list(number: int) -> str:
+    return ", ".join(f"${place}" for place in range(1, number + 1))
 
 
 def _places(rows: int, columns: int) -> str:
