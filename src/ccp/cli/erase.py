@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,6 +14,9 @@ from ccp.server import settings
 from ccp.server.audit.actor import command_actor
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.scrubbing import Scrubbed, scrub
+
+_SETTLE: Final = 1.5
+"""Seconds. Workers write the records of refused deliveries every second."""
 
 if TYPE_CHECKING:
     from ccp.server.pool.operations import Pool
@@ -56,7 +59,9 @@ def erase(
         confirm(f"Erase all data about {named}", yes=yes)
 
     async def run(pool: Pool) -> Erased:
-        return await pool.erase(named, datetime.now(UTC), actor=command_actor(), notify=notify, dry_run=dry_run)
+        return await pool.erase(
+            named, datetime.now(UTC), actor=command_actor(), notify=notify, dry_run=dry_run, settle=_SETTLE
+        )
 
     erased = with_pool(config, run)
     # A waiting event to the car maker still contains the id: the files are cleared by a run after it is sent.

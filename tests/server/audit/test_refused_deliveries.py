@@ -46,15 +46,17 @@ def refused(caller: str, number: int, failure: Any = None) -> RefusedRequest:
     )
 
 
-def recorder(store: Store, dropped: Counter[str], **options: Any) -> RefusedDeliveries:
+def recorder(store: Store, dropped: Counter[str], days: int = 30, **options: Any) -> RefusedDeliveries:
+    """days: of the retention."""
+
     async def now() -> datetime:
-        return options.pop("at", AT)
+        return AT
 
     return RefusedDeliveries(
         store,
         lambda: AT + timedelta(microseconds=next(_TICKS)),
         now,
-        retention=timedelta(days=30),
+        retention=timedelta(days=days),
         keep_requests=False,
         dropped=lambda reason: dropped.update([reason]),
         **options,
@@ -130,6 +132,87 @@ def test_refused_deliveries_are_dropped_under_overload_and_end_with_time(url: st
             assert await store.write(refusals.remove_before(AT)) == 0
             assert await store.write(refusals.remove_before(AT + timedelta(seconds=1))) == 1
             assert await store.read(refusals.callers()) == []
+        finally:
+            await store.close()
+
+    asyncio.run(run())
+
+
+def test_refused_deliveries_with_a_retention_of_zero_are_not_kept(url: str) -> None:
+    async def run() -> None:
+        store, dropped = connect(url), Counter[str]()
+        await store.open()
+        try:
+            keeping, without = recorder(store, dropped), recorder(store, dropped, days=0)
+            for deliveries in (without, keeping):
+                deliveries.record(refused("cpo", 1))
+                await deliveries.flush()
+                assert await store.read(refusals.callers()) == ([("cpo", 1)] if deliveries is keeping else [])
+            await without.purge()
+            assert await store.read(refusals.callers()) == []
+            assert await store.read(refusals.search(refusals.RefusalFilter(), 10)) == []
+        finally:
+            await store.close()
+
+    asyncio.run(run())
+
+
+def test_refused_deliveries_are_purged_by_age_and_to_an_equal_share(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller below its share loses nothing; the others keep their newest records."""
+    monkeypatch.setattr(refusals, "MAX_ROWS", 90)
+
+    async def run() -> None:
+        store = connect(url)
+        await store.open()
+        try:
+            deliveries = recorder(store, Counter())
+            for number in range(150):
+                deliveries.record(refused("flood", number))
+            for number in range(20):
+                deliveries.record(refused("quiet", number))
+            deliveries.record(refused("once", 1))
+            await deliveries.flush()
+            newest = await store.read(refusals.search(refusals.RefusalFilter(client_id="flood"), 30))
+            await deliveries.purge()
+            assert await store.read(refusals.callers()) == [("flood", 30), ("once", 1), ("quiet", 20)]
+            assert await store.read(refusals.search(refusals.RefusalFilter(client_id="flood"), 99)) == newest
+            await recorder(store, Counter(), days=-1).purge()
+            assert await store.read(refusals.callers()) == []
+        finally:
+            await store.close()
+
+    asyncio.run(run())
+
+
+def test_refusals_of_a_page_are_searched_to_a_bound_without_a_gap(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "SEARCHED", 7)
+
+    async def pages(store: Store, wanted: refusals.RefusalFilter) -> list[list[str]]:
+        found, cursor = [], refusals.FIRST
+        while True:
+            page = await store.read(refusals.search_page(wanted, 4, cursor))
+            found.append([each.id for each in page.found])
+            if page.after is None:
+                return found
+            cursor = page.after
+
+    async def run() -> None:
+        store = connect(url)
+        await store.open()
+        try:
+            deliveries = recorder(store, Counter())
+            for number in range(40):
+                deliveries.record(refused("cpo" if number % 10 else "rare", number))
+            await deliveries.flush()
+            everything = [each.id for each in await store.read(refusals.search(refusals.RefusalFilter(), 99))]
+            assert len(everything) == 40
+            for wanted in (refusals.RefusalFilter(), refusals.RefusalFilter(code="no-contract-for-vehicle")):
+                assert list(itertools.chain(*await pages(store, wanted))) == everything
+            (emaid,) = (await store.read(refusals.search(refusals.RefusalFilter(), 1)))[0].concerned
+            assert await pages(store, refusals.RefusalFilter(emaid=emaid)) == [everything[:1]]
+            assert await pages(store, refusals.RefusalFilter(dialect="ocpp")) == [[]] * 7
+            rare = await pages(store, refusals.RefusalFilter(client_id="rare"))
+            assert [len(each) for each in rare] == [4]
         finally:
             await store.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from ccp.ids import EMAID, PCID
-from ccp.server.storage.queries import erasure
+from ccp.server.app import build_services
+from ccp.server.storage.queries import erasure, refusals
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_ok
 from tests.server.http.ocpp.payloads import payload
@@ -198,12 +200,6 @@ def test_refusals_are_erased_with_a_vehicle_and_with_a_contract(keeping: Pool) -
     assert not keeping.sql("select * from refusal_contract where emaid = ?", str(emaid))
 
 
-def test_refusal_retention_of_zero_records_nothing(pkis: dict[str, PKI]) -> None:
-    with start(pkis, refusal_retention=0) as pool:
-        pool.post(pool.car())
-    assert not pool.settings.refusal_retention
-
-
 def statistics(pool: Pool, **query: str) -> dict[tuple[str, str | None, str | None], int]:
     answer = pool.http.get("/admin/v1/statistics", params=query, headers=bearer(pool, "everything"))
     assert answer.status_code == 200, answer.text
@@ -240,3 +236,31 @@ def test_statistics_count_requests_by_dialect_operation_and_code(pkis: dict[str,
             headers=bearer(pool, "everything"),
         )
         assert answer.status_code == 400
+
+
+def test_refusal_that_is_written_after_an_erasure_is_removed_too(keeping: Pool) -> None:
+    """A worker writes the records of the last second later; the command waits for them."""
+    car = keeping.car()
+    late = refusals.Refusal(
+        "0f0f0f0f-0000-4000-8000-000000000001", AT, "cpo", "x", "opnc", 200, None, car.pcid, None, None,
+        "no-contract-for-vehicle", None, "No contract.",
+    )  # fmt: skip
+    erased = "select count(*) from audit where action = 'data.erased'"
+
+    async def run() -> int:
+        built = build_services(keeping.settings)
+        await built.store.open()
+        try:
+            before = keeping.sql(erased)
+            task = asyncio.create_task(
+                built.pool.erase(car.pcid, datetime.now(UTC), actor="test", notify=False, settle=0.7)
+            )
+            await asyncio.to_thread(wait_until, lambda: keeping.sql(erased) != before)
+            await built.store.write(refusals.record([late]))
+            assert len(listed(keeping, pcid=str(car.pcid))) == 1
+            return (await task).refusals
+        finally:
+            await built.store.close()
+
+    assert asyncio.run(run()) == 1
+    assert not listed(keeping, pcid=str(car.pcid))

@@ -5,6 +5,7 @@ Each change is one transaction with its events and its audit row.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,7 +23,7 @@ from ccp.server.pool.contract_invalidation import EVENT_KINDS, ProvisioningChang
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query
-from ccp.server.storage.queries import audit, erasure, vehicles
+from ccp.server.storage.queries import audit, erasure, refusals, vehicles
 from ccp.server.storage.queries import contracts as queries
 from ccp.server.storage.queries import purging as purging_queries
 from ccp.server.storage.queries.audit import Action, AuditRow, Entry
@@ -162,20 +163,32 @@ class Maintenance:
             await purging.remove_handed_out(self._store, now)
 
     async def erase(
-        self, subject: EMAID | PCID, now: datetime, *, actor: str, notify: bool = True, dry_run: bool = False
+        self,
+        subject: EMAID | PCID,
+        now: datetime,
+        *,
+        actor: str,
+        notify: bool = True,
+        dry_run: bool = False,
+        settle: float = 0.0,
     ) -> Erased:
         """Remove everything that is kept about a contract or a vehicle. For the operator: no caller is authorised.
 
-        notify: send the vehicle's maker an event for each removed contract. Workers may hold a vehicle's provisioning
-        chain in memory for up to one minute after this. Raises Unavailable.
+        notify: send the vehicle's maker an event for each removed contract. settle: seconds after which records of
+        refused deliveries are removed once more, because workers write those of the last second later. Workers may
+        hold a vehicle's provisioning chain in memory for up to one minute after this. Raises Unavailable.
         """
         keys = await self._certificates_of(subject)
         rows = await self._audit_rows_naming(subject)
         change = erasure.erase(subject, keys, now, actor, notify=notify, dry_run=dry_run, rows=rows)
         try:
-            return await self._store.write(change)
+            erased = await self._store.write(change)
         except DryRun as dry:
             return dry.erased
+        if settle:
+            await asyncio.sleep(settle)
+            erased.refusals += await self._store.write(refusals.erase(subject))
+        return erased
 
     async def _audit_rows_naming(self, subject: EMAID | PCID) -> erasure.AuditRows:
         """Search the audit trail in portions, before the transaction that blanks rows of it."""

@@ -2,7 +2,9 @@
 
 A vehicle and its rows are on one node: vehicle, contract, outbox and delivery are distributed by PCID and co-located.
 emaid_claim is distributed by EMAID. evidence is a reference table on every node, because contracts are joined with it.
-All other tables are small or read one row at a time, and stay on the coordinator, the node that the URL names.
+All other tables are small or read one row at a time, and stay on the coordinator, the node that the URL names. So do
+the records of refused deliveries: a million at most, listed across vehicles by their times, and written in batches of
+many vehicles, which would be a distributed transaction each (docs/decisions/0038).
 """
 
 from __future__ import annotations
