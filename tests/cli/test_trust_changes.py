@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,7 +18,7 @@ from ccp.verify.trust_folder import load_trust_directory
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
 from tests.cli.run import ccp_ok, ccp_process, environment
-from tests.databases import with_schema
+from tests.databases import sql, with_schema
 from tests.scripted_server import Received, Reply, Scripted, json_reply, nowhere, scripted
 from tests.server.trust.root_files import damaged, root, rsa_root, signed_by_another
 from tests.world import AT, b64
@@ -153,6 +155,35 @@ def test_trust_add_warns_of_expiring_certificates(run: Run, tmp_path: Path) -> N
         "warning: 1 certificate(s): expired.", "warning: 1 certificate(s): expires soon.",
         "warning: 1 certificate(s): not valid yet.",
     ]  # fmt: skip
+
+
+CRASH = """
+import os, signal
+from ccp.server.storage.queries import anchors
+begin = anchors.add_by_operator
+calls = []
+def crash(certificate):
+    calls.append(certificate)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return begin(certificate)
+anchors.add_by_operator = crash
+from ccp.cli import main
+main()
+"""
+
+
+def test_trust_add_that_is_killed_adds_none(tmp_path: Path, pkis: dict[str, PKI]) -> None:
+    database = with_schema(f"sqlite:///{tmp_path / 'ccp.db'}")
+    roots = tmp_path / "roots.pem"
+    roots.write_bytes(pkis["iso2"].v2g_root.certificate.pem() + pkis["iso20"].v2g_root.certificate.pem())
+    killed = subprocess.run(
+        [sys.executable, "-c", CRASH, "trust", "add", str(roots), "--role", "v2g"],
+        env=environment(CCP_DATABASE=database), capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -9, killed.stderr
+    assert sql(database, "select count(*) from trust_anchor") == [(0,)]
+    assert sql(database, "select count(*) from audit") == [(0,)]
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,11 @@ from ccp.server.audit.actor import command_actor
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.services import ExternalServices
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Query
-from ccp.server.storage.queries import anchors
+from ccp.server.storage.engine.query import Query, long_write
+from ccp.server.storage.queries import anchors, audit
 from ccp.server.storage.queries.anchors import TrustedCertificate
 from ccp.server.storage.queries.audit import Entry, with_audit
+from ccp.server.storage.queries.change_counters import ChangeCounter, lock
 from ccp.server.trust import anchors as trust
 from ccp.server.trust.anchors import Expiry, trusted_certificate
 from ccp.server.trust.root_sync import RootSyncResult, sync_roots
@@ -55,7 +56,7 @@ def add(
 ) -> None:
     """Trust certificates for a role: self-issued ones as roots, others as known intermediates.
 
-    If one is refused, none is added.
+    All of them are one change: if one is refused, or the command is interrupted, none is added.
     """
     at = datetime.now(UTC)
     files = list(read_certificate_files(path))
@@ -76,14 +77,18 @@ def add(
         for each in dict.fromkeys(role)
     ]
 
+    @long_write
+    def keep() -> Query[list[bool]]:
+        added = []
+        yield lock(ChangeCounter.ANCHORS)  # Before the rows, as `ccp apply` locks them.
+        for certificate in found:
+            added.append((yield from anchors.add_by_operator(certificate)))  # noqa: PERF401  no yield in comprehensions
+        pairs = zip(found, added, strict=True)
+        yield from audit.record(*(anchors.added_entry(each, command_actor(), at, new=new) for each, new in pairs))
+        return added
+
     async def change(store: Store) -> list[bool]:
-        return [await store.write(keep(certificate)) for certificate in found]
-
-    def keep(certificate: TrustedCertificate) -> Query[bool]:
-        def tell(new: bool) -> list[Entry]:
-            return [anchors.added_entry(certificate, command_actor(), at, new=new)]
-
-        return with_audit(anchors.add_by_operator(certificate), tell)
+        return await store.write(keep())
 
     results = list(zip(found, with_store(config, change), strict=True))
     if as_json:
