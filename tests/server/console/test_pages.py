@@ -228,6 +228,70 @@ def test_audit_page_filters_and_downloads(pool: Pool, person: Browser) -> None:
         assert person.get(f"/audit?{wrong}").status_code == 400, wrong
 
 
+def test_audit_page_finds_an_id_in_any_notation(pool: Pool, person: Browser) -> None:
+    contract = pool.publish(pool.car())
+    emaid = contract.emaid
+    pool.publish(pool.car())
+    for text in (str(emaid), f"{emaid[:2]}-{emaid[2:5]}-{emaid[5:]}".lower(), contract.body["pcid"]):
+        page = person.page(f"/audit?id={text}")
+        assert page.text.count("contract.published") == 2, text  # A row, and the choice of the filter.
+        assert emaid in page.text
+    assert person.get("/audit?id=nonsense%20").status_code == 400
+    pool.sql("update console_session set role = 'viewer'")
+    assert person.get(f"/audit?id={emaid}").status_code == 403
+
+
+def test_audit_search_examines_a_limited_number_of_rows_and_goes_on(
+    pool: Pool, person: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ccp.server.console.pages.audit.EXAMINED", 50)
+    now = int(time.time() * 1_000_000)
+    for number in range(120):
+        pool.sql(
+            "insert into audit (lane, number, at, actor, action, outcome, trace_id, subject, salt, commitment, hash) "
+            "values (99, ?, ?, ?, 'party.edited', 'ok', null, '{}', '', '', '')",
+            number, now - number, "rare" if number == 90 else "many",
+        )  # fmt: skip
+    page = person.page("/audit?actor=rare")
+    assert "No row matches among the newest 50 rows of the period." in page.text
+    page = person.page(next(link for link in page.links if "until=" in link))
+    assert "rare party.edited" in page.text
+    assert person.page("/audit?actor=many").text.count("many party.edited") <= 50
+    pool.sql("delete from audit where lane = 99")
+
+
+def test_audit_trail_is_verified_in_the_background(pool: Pool, person: Browser) -> None:
+    pool.publish(pool.car())
+    answer = person.act("/audit", "/audit/verify")
+    assert answer.headers["location"] == "/console/audit?notice=verification-started"
+    assert actions_of(pool, answer) == [("admin", "audit.verification.started")]
+    wait_until(lambda: "every row is as it was recorded" in person.page("/audit").text)
+    ((lane, number),) = pool.sql("select lane, number from audit order by at desc limit 1")
+    pool.sql("update audit set actor = 'another' where lane = ? and number = ?", lane, number)
+    person.act("/audit", "/audit/verify")
+    wait_until(lambda: f"Shard {lane}, row {number}:" in person.page("/audit").text)
+    assert "The trail differs from what was recorded" in person.page("/audit").text
+    pool.sql("update console_session set role = 'viewer'")
+    form = person.page("/audit").form("/logout")
+    assert person.post("/audit/verify", form.fields).status_code == 403
+
+
+def test_audit_verification_of_a_worker_that_ended_can_be_repeated(pool: Pool, person: Browser) -> None:
+    payload = {"by": "admin", "started": time.time() - 90, "rows": 3, "expected": 9, "erased": 0, "broken": [],
+               "finished": None}  # fmt: skip
+    for lease, words in ((time.time() + 30, "3 of 9 rows verified"), (time.time() - 30, "was interrupted")):
+        pool.sql(
+            "insert into statistics (name, counted_at, lease_until, payload) values ('audit_verification', 0, ?, ?) "
+            "on conflict (name) do update set lease_until = excluded.lease_until, payload = excluded.payload",
+            int(lease * 1_000_000), json.dumps(payload),
+        )  # fmt: skip
+        page = person.page("/audit")
+        assert words in page.text
+        token = page.form("/logout").fields["csrf_token"]
+        answer = person.post("/audit/verify", {"csrf_token": token})
+        assert answer.status_code == (429 if lease > time.time() else 303)
+
+
 def test_audit_page_of_a_viewer_has_pseudonyms(pool: Pool, viewer: Browser) -> None:
     contract = pool.publish(pool.car())
     answer = viewer.get("/audit?actor=cps&action=contract.published")

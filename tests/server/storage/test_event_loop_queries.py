@@ -48,8 +48,8 @@ from tests.server.storage.made import AT, new_database, variant, write
 from tests.server.storage.plans import asked, plan
 
 SOURCES = Path(contracts.__file__).parents[2]
-COMMANDS = ("sandbox", "bulk", "declaration", "audit/verification.py")
-"""Modules of processes that answer no requests. Only commands verify the trail (`ccp.server.audit.verification`)."""
+COMMANDS = ("sandbox", "bulk", "declaration")
+"""Modules of processes that answer no requests."""
 
 E, P = EMAID("DEEXAE00000001"), PCID("WEX0LOOP000000001")
 LONG = "long"
@@ -107,6 +107,11 @@ QUERIES: dict[str, Any] = {
     "peer_queries.list_all": SMALL,
     "console_sessions.find": SMALL,
     "audit.search": LONG,
+    "audit.time_of_row": audit.time_of_row(AT, AT, 50_000),
+    "statistics.load_all": SMALL,
+    "queries.count_outside_shards": audit.count_outside_shards(),
+    "queries.chain_head": audit.chain_head(3),
+    "queries.page": audit.page(3, 0, 500),
     "deliveries.list_page": LONG,
     "subscribers.list_page": subscribers.list_page("", 50),
     "subscriptions.list_all": SMALL,
@@ -138,6 +143,7 @@ QUERIES: dict[str, Any] = {
     "request_counts.read": LONG,
     "storage_keys.newest_key": SMALL,
     "stored_secrets.state": SMALL,
+    "storage_keys.list_unreadable": "of a command and of an examination that an admin starts",
     "storage_keys.warnings": "of a command and of the start, before requests are served",
     "traced_store query": "of the caller of a store with spans, which is listed where it calls",
 }

@@ -27,6 +27,7 @@ NOTICES: Final = {
     "peer-enabled": "The peer is enabled.",
     "webhook-disabled": "The webhook is disabled; its events wait.",
     "webhook-enabled": "The webhook is enabled.",
+    "verification-started": "The verification runs in the background, and reads every row of the trail.",
     "events-replayed": "The events wait again, and are sent under the same ids.",
 }
 """Sentences that a page shows after a redirect, by the value of `?notice=`: a link can show no other text."""

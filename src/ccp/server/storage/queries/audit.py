@@ -96,6 +96,9 @@ class Action(StrEnum):
     CONSOLE_LOGGED_IN = "console.logged.in"
     CONSOLE_LOGGED_OUT = "console.logged.out"
     CONSOLE_SESSION_ENDED = "console.session.ended"
+    AUDIT_VERIFICATION_STARTED = "audit.verification.started"
+    PEER_TESTED = "peer.tested"
+    SERVICE_TESTED = "service.tested"
     ACCESS_REFUSED = "access.refused"
     DATA_ERASED = "data.erased"
     DATABASE_RESTORED = "database.restored"
@@ -343,6 +346,19 @@ def search(wanted: Filter, limit: int) -> Query[list[AuditRow]]:
         tuple(parameters),
     )
     return [row for row in (AuditRow(*row) for row in rows) if all(row.names(canonical) for canonical in wanted.ids)]
+
+
+@read_committed
+def time_of_row(since: datetime, until: datetime, place: int) -> Query[datetime | None]:
+    """Time of a row of a period, counted from its newest row; None if the period has fewer rows. place: from 0.
+
+    Reads the index of times only.
+    """
+    rows = yield (
+        "select at from audit where at >= $1 and at < $2 order by at desc limit 1 offset $3",
+        (microseconds(since), microseconds(until), place),
+    )
+    return instant(rows[0][0]) if rows else None
 
 
 _NAMES: Final = "lower(subject) like ? escape '!'"

@@ -79,6 +79,15 @@ def claim(name: str, counted_at: datetime | None, now: datetime, lease: timedelt
 
 
 @retryable
+def renew(name: str, leased_until: datetime, payload: Mapping[str, Any]) -> Query[None]:
+    """Store an intermediate result, and extend the lease of this process."""
+    yield (
+        "update statistics set lease_until = $1, payload = $2 where name = $3",
+        (microseconds(leased_until), json.dumps(payload), name),
+    )
+
+
+@retryable
 def store(name: str, counted_at: datetime, payload: Mapping[str, Any]) -> Query[None]:
     """Store a count, and end the lease."""
     yield (
