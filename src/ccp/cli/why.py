@@ -44,7 +44,7 @@ def why(
     async def run(built: Services) -> list[dict[str, Any]]:
         found: list[Refusal]
         if trace_id is not None:
-            found = await built.store.read(refusals.search(refusals.RefusalFilter(id=trace_id), 1))
+            found = await built.store.read(refusals.search(refusals.RefusalFilter(id=trace_id), limit))
         else:
             found = (await refusal_reports.latest(built.store, ids, limit))[1].found
         stories = []

@@ -251,3 +251,22 @@ def test_audit_rows_of_refused_requests_link_to_why(pool: Pool, person: Browser)
     trace_id = answer.headers["x-trace-id"]
     wait_until(lambda: bool(pool.sql("select 1 from audit where trace_id = ?", trace_id)))
     assert f"/console/why?q={trace_id}" in person.page("/audit?action=access.refused").links
+
+
+def test_refusals_of_one_trace_are_all_shown_and_paged(pool: Pool, person: Browser) -> None:
+    pool.sql("delete from refusal")
+    made(pool, 52)
+    trace_id = "00000001-0000-4000-8000-000000000001"
+    pool.sql("update refusal set id = ? where id like '00000002-%'", f"{trace_id}.2")
+    page = person.page(f"/why?q={trace_id}")
+    assert "used the trace id for several requests" in page.text
+    assert f"/console/why?q={trace_id}" in page.links
+    first = person.page("/refusals?caller=flood")
+    older = next(link for link in first.links if "after=" in link)
+    assert f"{trace_id}.2" in older
+    assert [link[-36:-28] for link in person.page(older).links if "/why?q=" in link] == ["00000001", "00000000"]
+    query = {"cursor": older.partition("after=")[2], "limit": "5", "client_id": "flood"}
+    bearer = {"Authorization": f"Bearer {pool.token('everything')}"}
+    answer = pool.http.get("/admin/v1/refusals", params=query, headers=bearer)
+    assert [each["trace_id"][:8] for each in answer.json()["refusals"]] == ["00000001", "00000000"]
+    pool.sql("delete from refusal")

@@ -64,7 +64,7 @@ CursorQuery: TypeAlias = Annotated[
     str | None,
     Query(
         description="The cursor that the previous page names; without it, the first page.",
-        pattern=r"^[0-9]{1,18}\.[0-9a-f-]{36}$",
+        pattern=r"^[0-9]{1,18}\.[0-9a-f-]{36}(\.[0-9]{1,2})?$",
     ),
 ]
 

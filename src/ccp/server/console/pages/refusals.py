@@ -22,7 +22,7 @@ from ccp.server.storage.queries import refusals
 from ccp.server.storage.queries.refusals import RefusalFilter
 
 _ROWS: Final = 50
-_CURSOR: Final = re.compile(r"([0-9]{1,18})\.([0-9a-f-]{0,36})")
+_CURSOR: Final = re.compile(r"([0-9]{1,18})\.([0-9a-f-]{0,36}(?:\.[0-9]{1,2})?)")
 DIALECTS: Final = {Dialect.OPNC.value: "OPNC", Dialect.OPCP.value: "OPCP", Dialect.OCPP.value: "OCPP"}
 _EDITIONS: Final = {namespace.value: name for namespace, name in EDITIONS.items()}
 

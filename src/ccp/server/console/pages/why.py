@@ -120,7 +120,7 @@ def register(console: Console, parts: ConsoleParts) -> None:
 async def _records(parts: ConsoleParts, visit: Visit, text: str) -> tuple[str | EMAID | PCID, RefusalPage]:
     """The records of a trace id, or the latest of a vehicle or contract. Raises FieldError, NotAuthorised, NotFound."""
     if (trace_id := refusal_reports.parse_trace_id(text)) is not None:
-        return trace_id, await parts.store.read(refusals.search_page(RefusalFilter(id=trace_id), 1))
+        return trace_id, await parts.store.read(refusals.search_page(RefusalFilter(id=trace_id), refusals.MAX_OF_TRACE))
     ids = visit.ids.candidates(text)
     if not ids:
         raise FieldError(
