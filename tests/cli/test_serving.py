@@ -76,6 +76,7 @@ def test_sandbox_credentials_are_complete(laid_out: Sandbox) -> None:
         "Example CPO": ("cpo", [], []),
         "Example OEM": ("oem", [], ["WEX"]),
         "Example CPS": ("cps", [], []),
+        "Example admin": ("admin", [], []),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ccp.errors import NotFound, Unavailable
+from ccp.errors import DatabaseUnavailable, NotFound, Unavailable
 from ccp.ids import EMAID, PCID
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.storage import Store
@@ -361,7 +361,7 @@ def test_sqlite_full_disk_within_a_group_keeps_exactly_the_acknowledged(url: str
             waiting += [asyncio.ensure_future(store.write(contracts.publish(each, AT, NO_LIMITS))) for each in large]
             await asyncio.sleep(0.02)
         outcomes = (await asyncio.gather(*waiting, return_exceptions=True))[1:]
-        assert {type(outcome) for outcome in outcomes} <= {Unavailable, contracts.Published}
+        assert {type(outcome) for outcome in outcomes} <= {DatabaseUnavailable, contracts.Published}
         assert any(isinstance(outcome, Unavailable) for outcome in outcomes)
         return {
             str(c.emaid) for c, outcome in zip(large, outcomes, strict=True) if isinstance(outcome, contracts.Published)
