@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -251,6 +252,35 @@ def test_events_are_counted_by_what_came_of_them_and_by_what_they_wait_for(
 # --- Several workers -------------------------------------------------------------------------------------------------
 
 
+_ENDED_WORKERS = """
+import os, sys, time
+from pathlib import Path
+from ccp.server.metrics import Metrics, worker_ended
+
+own, folder = Metrics(), Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+for number in range(1, 41):
+    pid = os.fork()
+    if not pid:
+        Metrics().request("op", 200, "ok", 0.02)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    worker_ended(pid)
+    lines = own.render("text/plain")[0].decode().splitlines()
+    assert f'ccp_requests_total{{operation="op",outcome="ok",status="200"}} {number}.0' in lines, lines
+    (count,) = [line for line in lines if line.startswith("ccp_request_seconds_count")]
+    assert count.endswith(f" {number}.0"), count
+print(len(list(folder.glob("*.db"))))
+"""
+
+
+def test_metrics_of_many_ended_workers_are_in_as_many_files_as_those_of_one(tmp_path: Path) -> None:
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", _ENDED_WORKERS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 10
+
+
 def test_metrics_of_any_worker_include_all_workers_and_dead_ones(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     ccp_ok("sandbox", tmp_path / "DIR", "--port", free_port(), "--store")
@@ -306,7 +336,8 @@ def _token(http: httpx.Client, sandbox: Sandbox, client_id: str) -> dict[str, st
 
 def _workers(folder: Path) -> set[int]:
     """The processes that have counted something."""
-    return {int(file.stem.rpartition("_")[2]) for file in folder.glob("*.db")}
+    named = {file.stem.rpartition("_")[2] for file in folder.glob("*.db")}
+    return {int(name) for name in named - {"ended"}}
 
 
 def _runs(pid: int) -> bool:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from ccp.error_codes import ErrorCode
+from ccp.server.metrics import worker_files
 from ccp.server.metrics.last_calls import PEER, SERVICE, LastCalls
 from ccp.server.request_counts import Dialect, RequestCounts
 
@@ -345,13 +347,14 @@ class Metrics:
         accept: value of the Accept header.
         """
         registry = CollectorRegistry()
-        if SHARED in os.environ:
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        else:
-            registry.register(self._registry)
         registry.register(_Sources(self._sources))
         encode, media_type = choose_encoder(accept)
-        return encode(registry), media_type
+        if SHARED not in os.environ:
+            registry.register(self._registry)
+            return encode(registry), media_type
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        with worker_files.reading(Path(os.environ[SHARED])):
+            return encode(registry), media_type
 
 
 class _Sources(Collector):
@@ -369,6 +372,6 @@ def is_shared() -> bool:
 
 
 def worker_ended(pid: int) -> None:
-    """Remove the gauges of a worker that has ended. Its counters stay."""
+    """Remove the gauges of a worker that has ended. Its counters stay, see `ccp.server.metrics.worker_files`."""
     if SHARED in os.environ:
-        mark_process_dead(pid)  # type: ignore[no-untyped-call]
+        worker_files.worker_ended(Path(os.environ[SHARED]), pid)
