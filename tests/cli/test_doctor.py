@@ -130,7 +130,7 @@ def test_doctor_with_an_unknown_database_url_shows_no_password(tmp_path: Path) -
 def test_doctor_offline_leaves_network_checks_out(sandbox: Path) -> None:
     report = doctor("--config", sandbox, "--offline")
     left_out = [check["check"] for check in report.members["checks"] if check["skipped"] == "left out: --offline"]
-    assert left_out == ["public-url", "revocation", "services", "peers"]
+    assert left_out == ["public-url", "revocation", "services", "peers", "audit-stream", "openid"]
     assert report.members["offline"] is True
 
 

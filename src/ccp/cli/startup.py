@@ -170,7 +170,8 @@ def warnings(config: Settings, report: StartReport, tls: ServerCertificate | Non
         yield "No certificate is trusted, so every message is refused. Add roots with `ccp trust add`."
     if not report.parties and not config.issuers:
         yield "There are no parties, so every request is refused. Add them with `ccp party add`."
-    yield from readable_by_others(config.secret_files)
+    if "KUBERNETES_SERVICE_HOST" not in os.environ:  # Secret volumes have the mode 0644 there.
+        yield from readable_by_others(config.secret_files)
     yield from _url_warnings(config, tls)
     if tls is not None and tls.not_after - now < _EXPIRES_SOON:
         yield f"The TLS certificate expires on {tls.not_after:%Y-%m-%d %H:%M} UTC."

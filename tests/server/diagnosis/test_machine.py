@@ -48,6 +48,9 @@ def test_machine_files_that_hold_keys_are_private(tmp_path: Path, pair: str) -> 
     finding = doctor("--config", path, "--offline").finding("file.readable-by-others")
     assert (finding["severity"], finding["subject"]) == ("failure", "tls_key")
     assert "0644" in finding["message"]
+    in_pod = doctor("--config", path, "--offline", KUBERNETES_SERVICE_HOST="10.0.0.1")
+    assert "file.readable-by-others" not in in_pod.codes
+    assert "0644, as Secret volumes of Kubernetes have" in in_pod.facts("files")
     (tmp_path / "key.pem").chmod(0o640)  # For the group of the service.
     assert "file.readable-by-others" not in doctor("--config", path, "--offline").codes
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from ccp.server.diagnosis.audit_stream import check_audit_stream
 from ccp.server.diagnosis.clock import check_clock
 from ccp.server.diagnosis.configuration import check_configuration
 from ccp.server.diagnosis.database import check_database, check_disk
 from ccp.server.diagnosis.files import check_files
 from ccp.server.diagnosis.finding import Diagnosis
+from ccp.server.diagnosis.openid_provider import check_openid
 from ccp.server.diagnosis.partners import check_peers, check_services, check_webhooks
 from ccp.server.diagnosis.run import TIMEOUT, Check, run_checks
 from ccp.server.diagnosis.running_server import check_memory, check_proxies, check_server
@@ -34,6 +36,8 @@ CHECKS: Final = (
     Check("services", "External services", check_services, network=True),
     Check("peers", "Peers", check_peers, network=True),
     Check("webhooks", "Webhooks", check_webhooks),
+    Check("audit-stream", "Stream of the audit trail", check_audit_stream, network=True),
+    Check("openid", "OpenID provider of the console", check_openid, network=True),
 )
 """Checks without `network` call nothing but the database and the server on this machine."""
 

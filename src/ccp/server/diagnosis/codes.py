@@ -281,6 +281,14 @@ CODES: Final[Mapping[str, FindingKind]] = MappingProxyType({
         "Events to a webhook have waited for more than an hour without an attempt.",
         "Check that event_dispatch is on, or that `ccp events dispatch` runs.",
     ),
+    "audit-stream.unreachable": _warning(
+        "The receiver of the audit trail's stream cannot be reached or written. Rows wait in the database.",
+        "Correct the settings audit_stream_…, the firewall or the receiver; nothing is lost meanwhile.",
+    ),
+    "openid.fails": _warning(
+        "The OpenID provider of the console does not answer as its issuer, so log-ins with it fail.",
+        "Correct console_oidc, its ca, or the firewall; log in with a client secret meanwhile.",
+    ),
     # The running server.
     "server.not-ready": _failure(
         "The running server reports that it is not ready.", "Follow the reasons; the log has more."

@@ -25,6 +25,8 @@ _CREATED: Final = frozenset({"rate_limit_file", "audit_stream_file"})
 _DATABASE_FILES: Final = {"sslkey": True, "sslcert": False, "sslrootcert": False, "sslcrl": False, "passfile": True}
 """Parameters of a PostgreSQL URL that name files, and whether these are private."""
 _SYSTEM_CAS: Final = "system"
+_POD: Final = "KUBERNETES_SERVICE_HOST"
+"""Set in every container of a pod, which no other user of the machine can look into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,9 @@ def _examine(files: list[NamedFile], user: int, result: CheckResult) -> None:
         if not os.access(file.path, os.R_OK):
             result.add("file.unreadable", f"{place} cannot be read by this user.", subject=file.setting)
         mode = stat.S_IMODE(found.st_mode)
-        if file.private and mode & stat.S_IROTH:
+        if file.private and mode & stat.S_IROTH and _POD in os.environ and not mode & stat.S_IWOTH:
+            result.note(f"{place} has the mode {mode:04o}, as Secret volumes of Kubernetes have")
+        elif file.private and mode & stat.S_IROTH:
             message = f"{place} has the mode {mode:04o}: every user of this machine can read it."
             result.add("file.readable-by-others", message, subject=file.setting)
         if mode & stat.S_IWOTH and stat.S_ISREG(found.st_mode):
