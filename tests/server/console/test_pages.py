@@ -214,6 +214,21 @@ def test_partners_page_shows_and_disables_peers_without_their_secrets(pool: Pool
     assert actions_of(pool, person.act("/partners", "/peers/DE*PEER/enable")) == [("admin", "peer.enabled")]
 
 
+def test_partners_page_tests_a_peer(pool: Pool, person: Browser, receiver: Scripted) -> None:
+    url = receiver.on("/opnc", Reply(503)).removesuffix("/opnc")
+    pool.change(peers.add(Peer("DE*TRIED", url, token="a-token"), AT))
+    answer = person.act("/partners", "/peers/DE*TRIED/test")
+    assert answer.status_code == 200
+    assert "fails DE*TRIED" in Page(answer.text).text
+    assert actions_of(pool, answer) == [("admin", "peer.tested")]
+    token = csrf_token(person.cookie)
+    for path in ("/peers/nothing/test", "/services/rcp/test", "/services/nothing/test"):
+        assert person.post(path, {"csrf_token": token}).status_code == 404
+    pool.sql("update console_session set role = 'viewer'")
+    assert person.post("/peers/DE*TRIED/test", {"csrf_token": token}).status_code == 403
+    assert "Background tasks" in person.page("/health").text
+
+
 def test_audit_page_filters_and_downloads(pool: Pool, person: Browser) -> None:
     emaid = pool.publish(pool.car()).emaid
     page = person.page("/audit?days=7&actor=cps&action=contract.published&outcome=ok")

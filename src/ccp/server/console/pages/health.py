@@ -9,7 +9,7 @@ from ccp.server.console.application import Console
 from ccp.server.console.forms import Form
 from ccp.server.console.parts import ConsoleParts
 from ccp.server.console.visit import Visit
-from ccp.server.diagnosis import Severity, diagnose
+from ccp.server.diagnosis import Diagnosis, Severity, diagnose
 from ccp.server.settings.examination import Examination
 
 
@@ -17,9 +17,19 @@ def register(console: Console, parts: ConsoleParts) -> None:
     """Register the page and its action."""
     running = False
 
+    async def page(visit: Visit, diagnosis: Diagnosis | None) -> Response:
+        problems, tasks = await parts.health.problems(), parts.background.states()
+        return visit.render("health.html", problems=problems, diagnosis=diagnosis, kinds=KINDS, tasks=tasks)
+
     @console.page("/health", "Health", navigation=True)
     async def show(visit: Visit) -> Response:
-        return visit.render("health.html", problems=await parts.health.problems(), diagnosis=None, kinds=KINDS)
+        return visit.render(
+            "health.html",
+            problems=await parts.health.problems(),
+            diagnosis=None,
+            kinds=KINDS,
+            tasks=parts.background.states(),
+        )
 
     @console.action("/health/examine", title="Health")
     async def examine(visit: Visit, form: Form) -> Response:
@@ -32,7 +42,13 @@ def register(console: Console, parts: ConsoleParts) -> None:
             found = await diagnose(examination, store=parts.store, clock=parts.context.clock)
         finally:
             running = False
-        return visit.render("health.html", problems=await parts.health.problems(), diagnosis=found, kinds=KINDS)
+        return visit.render(
+            "health.html",
+            problems=await parts.health.problems(),
+            diagnosis=found,
+            kinds=KINDS,
+            tasks=parts.background.states(),
+        )
 
 
 KINDS = {Severity.OK: "ok", Severity.WARNING: "warn", Severity.FAILURE: "bad"}

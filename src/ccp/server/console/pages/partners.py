@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Final, TypeAlias
+
 from starlette.responses import Response
 
+from ccp.errors import NotFound, TooManyRequests
 from ccp.server.console.application import Console
 from ccp.server.console.forms import Form
 from ccp.server.console.parts import ConsoleParts
 from ccp.server.console.visit import Visit
+from ccp.server.external.service_check import check_service
+from ccp.server.pool.peer_probe import probe_peer
 from ccp.server.pool.peer_registry import PeerRegistry
 from ccp.server.runtime.redacted_urls import hide_credentials
 from ccp.server.settings.services import SERVICES
-from ccp.server.storage.queries import subscriptions
+from ccp.server.storage.queries import audit, subscriptions
+from ccp.server.storage.queries.audit import Action, Entry
+
+_CALL: Final = 5.0
+"""Seconds for the call of a peer."""
+_TIMEOUT: Final = 15.0
+"""Seconds for one test. A worker runs one at a time."""
+
+_Test: TypeAlias = Callable[[], Awaitable[str | None]]
+"""Returns why the other system does not work; None if it does."""
 
 
 def register(console: Console, parts: ConsoleParts) -> None:
@@ -25,7 +42,52 @@ def register(console: Console, parts: ConsoleParts) -> None:
             for prefix, service in parts.config.services.items()
         ]
         sources = {each.source: each for each in await parts.store.read(subscriptions.list_all())}
-        return visit.render("partners.html", peers=await registry.list_all(), services=services, sources=sources)
+        return visit.render(
+            "partners.html",
+            peers=await registry.list_all(),
+            services=services,
+            sources=sources,
+            calls=parts.calls,
+            circuit_is_open=parts.peers.circuit_is_open,
+        )
+
+    running = False
+
+    async def run(
+        visit: Visit, name: str, action: Action, about: str, test: Callable[[], Awaitable[str | None]]
+    ) -> Response:
+        nonlocal running
+        if running:
+            raise TooManyRequests("A test is under way. It takes some seconds.", retry_after=5)
+        running = True
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                problem = await test()
+        except TimeoutError:
+            problem = f"The test did not end within {_TIMEOUT:g} seconds."
+        finally:
+            running = False
+        subject = {about: name, "works": problem is None}
+        entry = Entry(visit.now, visit.actor.name, action, subject, trace_id=visit.trace_id)
+        await parts.store.write(audit.record(entry))
+        return visit.render("partner_test.html", name=name, problem=problem)
+
+    @console.action("/peers/{party_id}/test", title="Test")
+    async def test_peer(visit: Visit, form: Form) -> Response:
+        peer, backend = await registry.get(visit.path_part("party_id")), parts.outbound.configured_backend
+        return await run(visit, peer.party_id, Action.PEER_TESTED, "peer", lambda: probe_peer(peer, _CALL, backend))
+
+    @console.action("/services/{prefix}/test", title="Test")
+    async def test_service(visit: Visit, form: Form) -> Response:
+        prefix = visit.path_part("prefix")
+        if prefix not in parts.external.connections:
+            raise NotFound("No such service is configured.")
+        return await run(visit, SERVICES[prefix], Action.SERVICE_TESTED, "service", lambda: _check(prefix, visit.now))
+
+    async def _check(prefix: str, now: datetime) -> str | None:
+        connection, backend = parts.external.connections[prefix], parts.outbound.configured_backend
+        found = await check_service(connection, prefix, backend, parts.trust.anchors, now, parts.config.est_labels)
+        return None if found.ok else " ".join(filter(None, (found.steps[-1].detail, found.advice)))
 
     @console.action("/peers/{party_id}/disable")
     async def disable(visit: Visit, form: Form) -> Response:
