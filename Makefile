@@ -12,13 +12,13 @@ ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)
 PYTHON := python3
 endif
 
-.PHONY: demo test test-fast coverage check docs release-check bench bench-million hold run judge format clean
+.PHONY: demo test test-fast coverage check docs pictures release-check bench bench-million hold run judge format clean
 
 demo: $(VENV)/run
 	$(BIN)/ccp demo
 
 run: $(VENV)/run
-	@test -f $(SANDBOX)/ccp.toml || $(BIN)/ccp sandbox $(SANDBOX)
+	@if test -f $(SANDBOX)/ccp.toml; then cat $(SANDBOX)/console.txt; else $(BIN)/ccp sandbox $(SANDBOX); fi
 	$(BIN)/ccp serve --config $(SANDBOX)/ccp.toml
 
 # Bytecode is kept, whatever the environment says: without it each of the many processes of the tests compiles all again.
@@ -50,6 +50,10 @@ coverage: $(VENV)/dev
 # The documentation site, to look at in a browser: build/site/index.html.
 docs: $(VENV)/dev
 	$(BIN)/ccp docs build build/site
+
+# The pictures of docs/see-it.md and the recording of a terminal, out of a running sandbox. Needs Chromium.
+pictures: $(VENV)/dev
+	$(BIN)/python -m tests.browser.pictures
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check .

@@ -103,10 +103,10 @@ class Visitor:
         self.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
         self.page.set_viewport_size({"width": size[0], "height": size[1]})
 
-    def picture(self, path: Path, *, whole: bool = False, quality: int = 80) -> None:
+    def picture(self, path: Path, *, whole: bool = False) -> None:
         """Write a WebP picture of the window, or of the whole page up to 2,400 pixels."""
         session = self.context.new_cdp_session(self.page)
-        options: dict[str, Any] = {"format": "webp", "quality": quality}
+        options: dict[str, Any] = {"format": "webp", "quality": 46}
         if whole:
             width, height = self.page.evaluate("[innerWidth, Math.min(2400, document.documentElement.scrollHeight)]")
             options |= {

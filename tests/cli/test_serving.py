@@ -46,7 +46,8 @@ def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
 def test_sandbox_creates_the_documented_files(laid_out: Sandbox) -> None:
     directory = laid_out.directory
     assert {path.name for path in directory.iterdir()} == {
-        "ccp.toml", "ccp.db", "ccp.db-writelock", "credentials.json", "pki", "samples", "trust", "vehicles",
+        "ccp.toml", "ccp.db", "ccp.db-writelock", "console.txt", "credentials.json", "pki", "samples", "trust",
+        "vehicles",
     }  # fmt: skip
     for number, edition in enumerate(EDITIONS):
         cars = [f"WEX0SANDBOX{2 * number + place:06d}" for place in (1, 2)]
@@ -80,7 +81,7 @@ def test_sandbox_credentials_are_complete(laid_out: Sandbox) -> None:
     }
 
 
-def test_sandbox_samples_are_complete_and_not_stored(laid_out: Sandbox) -> None:
+def test_sandbox_samples_are_complete_and_stored(laid_out: Sandbox) -> None:
     for body in laid_out.samples("publish"):
         assert set(body) == {
             "certificateInstallationRes", "emaid", "pcid", "xsdMsgDefNamespace", "cpsV2GRootCertificateFingerprint",
@@ -89,13 +90,24 @@ def test_sandbox_samples_are_complete_and_not_stored(laid_out: Sandbox) -> None:
     for body in laid_out.samples("request"):
         assert set(body) == {"certificateInstallationReq", "xsdMsgDefNamespace"}
     url = settings.load(laid_out.directory / "ccp.toml").database
-    assert sql(url, "select count(*) from contract") == [(0,)]
+    assert sql(url, "select count(*) from contract") == [(len(laid_out.samples("publish")),)]
+
+
+def test_sandbox_prints_how_to_log_in_to_the_console(tmp_path: Path) -> None:
+    printed = ccp_ok("sandbox", tmp_path / "DIR", "--port", 8123, "--no-store").out
+    admin = next(one for one in Sandbox(tmp_path / "DIR").credentials["parties"] if one["role"] == "admin")
+    lines = (tmp_path / "DIR" / "console.txt").read_text()
+    assert lines in printed
+    assert lines.split() == [
+        *("The", "console:", "http://127.0.0.1:8123/console/", "client", "id", admin["client_id"]),
+        *("client", "secret", admin["client_secret"], "a", "sample", "car", "WEX0SANDBOX000001"),
+    ]
+    assert sql(f"sqlite:///{tmp_path}/DIR/ccp.db", "select count(*) from contract") == [(0,)]
 
 
 def test_sandbox_secrets_are_readable_by_the_owner_only(laid_out: Sandbox) -> None:
-    secret = [
-        path for path in laid_out.directory.rglob("*") if path.name.endswith((".key.pem", "credentials.json", ".db"))
-    ]
+    endings = (".key.pem", "credentials.json", "console.txt", ".db")
+    secret = [path for path in laid_out.directory.rglob("*") if path.name.endswith(endings)]
     assert len(secret) > 20
     assert {stat.S_IMODE(path.stat().st_mode) for path in secret} == {0o600}
 

@@ -30,7 +30,7 @@ def test_readme_walk_through_all_seven_operations(tmp_path: Path) -> None:
     walk = re.search(r"<!-- walk: begin -->\n```bash\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert walk is not None
     with loopback() as (listening, base_url):
-        create(tmp_path / ".sandbox", base_url, datetime.now(UTC), store_samples=False)
+        create(tmp_path / ".sandbox", base_url, datetime.now(UTC), store_samples=True)
         script = walk[1].replace("http://127.0.0.1:8020", base_url)
         assert base_url in script
         with running(settings.load(tmp_path / ".sandbox" / "ccp.toml"), listening):
@@ -59,7 +59,7 @@ def test_readme_programs_are_short_and_run_in_order(tmp_path: Path) -> None:
     assert len(examples) == text.count("```python")
     printed = {}
     with loopback() as (listening, base_url):
-        world = create(tmp_path / ".sandbox", base_url, datetime.now(UTC), store_samples=False)
+        world = create(tmp_path / ".sandbox", base_url, datetime.now(UTC), store_samples=True)
         secrets = {member.party.client_id: member.secret for member in world.members}
         with running(settings.load(tmp_path / ".sandbox" / "ccp.toml"), listening):
             for name, code in examples:
@@ -85,7 +85,7 @@ def test_readme_programs_are_short_and_run_in_order(tmp_path: Path) -> None:
     request = read_request(base64.b64decode(sample["certificateInstallationReq"]), Namespace.ISO2)
     for name, session_id in (("example-oem", bytes.fromhex("0011223344556677")), ("example-cpo", request.session_id)):
         answer = base64.b64decode(printed[name][-1].rpartition(" ")[2], validate=True)
-        assert car.install(answer, session_id, datetime.now(UTC))[0] == "DEEXAC00000001"
+        assert car.install(answer, session_id, datetime.now(UTC))[0] == "NLEXBC00000001"  # The last of the list.
     assert printed["example-cpo"][0] == "a contract"
     assert printed["messages"][0].endswith(" True")
 

@@ -54,15 +54,17 @@ def sandbox(
     port: Annotated[
         int | None, typer.Option(help="Port of the sandbox's pool. Default: 8020, or a free one if it is in use.")
     ] = None,
-    store: Annotated[bool, typer.Option("--store", help="Also publish the sample contracts.")] = False,
+    store: Annotated[
+        bool, typer.Option("--store/--no-store", help="Whether to publish the sample contracts in the pool.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Create a test PKI, parties with credentials, sample vehicles and contracts, and a configuration."""
-    from ccp.server.sandbox.setup import create
+    from ccp.server.sandbox.setup import create, first_steps
 
     base_url = f"http://127.0.0.1:{_default_port() if port is None else port}"
     with console().status("Creating keys and certificates …"):
-        create(directory, base_url, datetime.now(UTC), store_samples=store)
+        world = create(directory, base_url, datetime.now(UTC), store_samples=store)
     if as_json:
         files = {"config": str(directory / "ccp.toml"), "credentials": str(directory / "credentials.json")}
         print_json({"directory": str(directory), "base_url": base_url, **files})
@@ -71,8 +73,8 @@ def sandbox(
 
   ccp serve --config {directory}/ccp.toml
 
-Open its console at {base_url}/console/ and log in as example-admin.
-Client ids and secrets are in {directory}/credentials.json. Get a token, and send a vehicle's request:
+{first_steps(world, base_url)}
+The client ids and secrets of all parties are in {directory}/credentials.json. Get a token, and send a vehicle's request:
 
   TOKEN=$(curl -s {base_url}/oauth/token -d grant_type=client_credentials -d client_id=example-cpo \\
     -d client_secret=SECRET | python3 -c 'import json,sys; print(json.load(sys.stdin)["access_token"])')

@@ -116,6 +116,7 @@ def _report(
         parties=held.parties,
         peers=held.peers,
         tls_valid_until=None if tls is None else tls.not_after.isoformat(timespec="minutes"),
+        console=f"{effective.public_url}/console/" if effective.console else None,
     )
 
 

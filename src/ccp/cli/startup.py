@@ -143,6 +143,8 @@ class StartReport:
     parties: int = 0
     peers: int = 0
     tls_valid_until: str | None = None
+    console: str | None = None
+    """Address of the operator's console; None where it is off."""
 
     def members(self) -> dict[str, Any]:
         """The members of the log event."""
@@ -157,6 +159,8 @@ class StartReport:
         yield f"  listening on {self.address}, {tls}; {self.workers} worker(s); settings: {self.settings}"
         anchors = ", ".join(f"{count} {role}" for role, count in sorted(self.anchors.items())) or "none"
         yield f"  trusted certificates: {anchors}; parties: {self.parties}; peers: {self.peers}"
+        if self.console is not None:
+            yield f"  console: {self.console}"
 
 
 def warnings(config: Settings, report: StartReport, tls: ServerCertificate | None, now: datetime) -> Iterator[str]:

@@ -45,6 +45,8 @@ _PARTIES: Final[tuple[tuple[str, PartyRole, set[ProviderId], set[WMI], set[Opera
     ("Example admin", PartyRole.ADMIN, set(), set(), set()),
 )
 _CARS: Final = 2
+FIRST_STEPS: Final = "console.txt"
+"""File of a sandbox with the console's address and credentials. `make run` shows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,8 @@ def create(directory: Path, base_url: str, now: datetime, *, store_samples: bool
         encoding="utf-8",
     )
     _write_private(directory / "credentials.json", credentials(world, base_url))
+    with create_private(directory / FIRST_STEPS) as file:
+        file.write(first_steps(world, base_url).encode())
     bodies = []
     for number, (edition, pki) in enumerate(world.pkis.items()):
         pki.save(directory / "pki" / edition)
@@ -191,6 +195,17 @@ async def _fill(config: Settings, world: World, bodies: list[dict[str, Any]], no
             )
     finally:
         await built.close()
+
+
+def first_steps(world: World, base_url: str) -> str:
+    """Return how to log in to the console, with the secret, and what to look for. Lines with their ends."""
+    admin = world.member("Example admin")
+    return (
+        f"The console: {base_url}/console/\n"
+        f"  client id      {admin.party.client_id}\n"
+        f"  client secret  {admin.secret}\n"
+        f"  a sample car   {OEM_WMI}0SANDBOX000001\n"
+    )
 
 
 def credentials(world: World, base_url: str) -> dict[str, Any]:
