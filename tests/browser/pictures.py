@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -32,7 +33,7 @@ from tests.cli.served_sandbox import Sandbox
 EMAID: Final = "DEEXAC00000001"
 STRANGER: Final = "WEX0SANDBOX000099"
 """A car without a contract."""
-PAGES: Final = ("overview", "vehicle", "contract", "why-valid", "why-refused", "parties", "try-it")
+PAGES: Final = ("overview", "vehicle", "contract", "why-valid", "why-refused", "refusals", "try-it")
 _WINDOWS: Final = {"desktop": (1120, 720), "phone": (360, 720)}
 MAX_BYTES: Final = 1_000_000
 """Of all pictures together."""
@@ -92,7 +93,7 @@ def console(browser: Browser, made: Sandbox, folder: Path, pages: Sequence[str])
     take("why-refused")
     addresses = {
         "overview": "/overview", "vehicle": f"/vehicles/{SAMPLE}", "contract": f"/contracts/{EMAID}",
-        "parties": "/parties",
+        "refusals": "/refusals",
     }  # fmt: skip
     for name, path in addresses.items():
         if name in pages:
@@ -132,14 +133,16 @@ def between(text: str, mark: str, new: str) -> str:
     return re.sub(pattern, lambda found: found[1] + new + found[2], text, flags=re.DOTALL)
 
 
-def write(docs: Path, pages: Sequence[str] = PAGES, programs: Sequence[str] = ("ccp", "sed")) -> None:
+def write(
+    docs: Path, pages: Sequence[str] = PAGES, programs: Sequence[str] = ("ccp", "sed"), browser: Browser | None = None
+) -> None:
     """Write the pictures below a folder `docs`, and into its see-it.md the times and the session."""
     folder = docs / "images" / "console"
     with tempfile.TemporaryDirectory() as name, sandbox(Path(name), ".sandbox") as made:
         ask(made)
         session = terminal(made, programs)
-        with chromium() as browser:
-            seconds = console(browser, made, folder, pages)
+        with nullcontext(browser) if browser else chromium() as running:
+            seconds = console(running, made, folder, pages)
     (folder / "terminal.svg").write_text(session.svg("opnc-ccp: two minutes in a terminal"), encoding="utf-8")
     page = docs / "see-it.md"
     text = page.read_text("utf-8")

@@ -160,7 +160,7 @@ def test_console_refuses_a_viewer_actions_and_shows_no_id(here: Place, viewer: V
         page.goto(path)
         assert not [id for id in ids if id in page.content()], path
         buttons = page.get_by_role("button").all_inner_texts()
-        assert set(buttons) <= {"Log out", "Explain", "Show", ""}, (path, buttons)
+        assert set(buttons) <= {"Log out", "Explain", "Look up", "Show", ""}, (path, buttons)
     for path in (f"/console/contracts/{here.contract.emaid}", "/console/sessions", "/console/search?q=x"):
         page.goto(path)
         assert "Status 403" in viewer.text, path

@@ -10,20 +10,19 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from playwright.sync_api import Browser
 
 from tests.browser import pictures
 from tests.browser.newcomer import STEPS, follow, sandbox
-from tests.browser.visiting import NOT_HERE, ROOT, Visitor, chromium, executable
+from tests.browser.visiting import ROOT, Visitor
 from tests.cli.run import ccp_ok
 
 PAGE = ROOT / "docs" / "see-it.md"
 
 
-def test_sandbox_shows_a_newcomer_why_a_contract_is_valid_and_when_not(tmp_path: Path) -> None:
-    if executable() is None:
-        pytest.skip(NOT_HERE)
+def test_sandbox_shows_a_newcomer_why_a_contract_is_valid_and_when_not(browser: Browser, tmp_path: Path) -> None:
     began = time.monotonic()
-    with sandbox(tmp_path) as made, chromium() as browser:
+    with sandbox(tmp_path) as made:
         visitor = Visitor(browser, made.url)
         assert len(list(follow(visitor, made))) == len(STEPS) - 1
         visitor.keep("newcomer refused")
@@ -49,13 +48,11 @@ def test_sandbox_address_and_credentials_are_printed_by_make_run(tmp_path: Path)
     assert f"ccp serve --config {tmp_path}/ccp.toml" in shown
 
 
-def test_sandbox_pictures_are_made_by_the_command(tmp_path: Path) -> None:
-    if executable() is None:
-        pytest.skip(NOT_HERE)
+def test_sandbox_pictures_are_made_by_the_command(browser: Browser, tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
     shutil.copy(PAGE, docs)
-    pictures.write(docs, ["vehicle", "why-refused"], ["ccp verify", "sed", "ccp why"])
+    pictures.write(docs, ["vehicle", "why-refused"], ["ccp verify", "sed", "ccp why"], browser)
     folder = docs / "images" / "console"
     made = {path.name for path in folder.iterdir()}
     assert made == {name for name in pictures.names() if name.startswith(("vehicle", "why-refused", "terminal"))}
@@ -69,7 +66,7 @@ def test_sandbox_pictures_are_made_by_the_command(tmp_path: Path) -> None:
     assert "NOT verified" in shown
 
 
-def test_pictures_of_the_documents_are_those_of_the_command() -> None:
+def test_sandbox_pictures_of_the_documents_are_those_of_the_command() -> None:
     folder = PAGE.parent / "images" / "console"
     assert {path.name for path in folder.iterdir()} == pictures.names()
     assert sum(path.stat().st_size for path in folder.iterdir()) < pictures.MAX_BYTES
@@ -77,7 +74,7 @@ def test_pictures_of_the_documents_are_those_of_the_command() -> None:
     assert used == pictures.names()
 
 
-def test_pictures_show_pages_and_commands_that_exist() -> None:
+def test_sandbox_pictures_show_pages_and_commands_that_exist() -> None:
     templates = {path.stem for path in (ROOT / "src/ccp/server/console/templates").iterdir()}
     assert {re.sub("-(valid|refused)|-it", "", name).replace("try", "try_it") for name in pictures.PAGES} <= templates
     known = ccp_ok("--help").out

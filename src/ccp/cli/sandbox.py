@@ -74,7 +74,7 @@ def sandbox(
   ccp serve --config {directory}/ccp.toml
 
 {first_steps(world, base_url)}
-The client ids and secrets of all parties are in {directory}/credentials.json. Get a token, and send a vehicle's request:
+The credentials of all parties are in {directory}/credentials.json. Get a token, and send a vehicle's request:
 
   TOKEN=$(curl -s {base_url}/oauth/token -d grant_type=client_credentials -d client_id=example-cpo \\
     -d client_secret=SECRET | python3 -c 'import json,sys; print(json.load(sys.stdin)["access_token"])')

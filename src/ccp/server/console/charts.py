@@ -13,7 +13,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-_WIDTH: Final = 640
+_WIDTH: Final = 340  # That of a narrow card, so that labels are as large there as the text around them.
 _HEIGHT: Final = 132
 _BASE: Final = 112  # Of the bars, from above; labels are below.
 _TOP: Final = 14
