@@ -32,7 +32,7 @@ from rich.markdown import Markdown
 
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
-from ccp.error_codes import ErrorCode
+from ccp.errors.codes import ErrorCode
 from ccp.server import logging, settings
 from ccp.server.access.client_secrets import new_secret
 from ccp.server.domain.parties import Party, PartyRole

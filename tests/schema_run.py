@@ -11,7 +11,7 @@ from schemathesis import engine
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events
 
-from ccp.error_codes import ErrorCode
+from ccp.errors.codes import ErrorCode
 from tests.server.http.api.answers import PATH_TOO_LONG
 from tests.world import Pool
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ccp
-from ccp import error_codes
-from ccp.error_codes import HTTP_CODES, ErrorCode
 from ccp.errors import CCPError
+from ccp.errors import codes as error_codes
+from ccp.errors.codes import HTTP_CODES, ErrorCode
 
 _SOURCE = Path(ccp.__file__).parent
 _WITHOUT_STATUS = frozenset(
@@ -44,7 +44,7 @@ def test_error_codes_are_all_given_somewhere() -> None:
         for path, tree in _trees()
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ErrorCode"
-        if path != Path("error_codes.py") or node.attr in {code.name for code in HTTP_CODES.values()}
+        if path != Path("errors/codes.py") or node.attr in {code.name for code in HTTP_CODES.values()}
     }
     assert used == set(ErrorCode.__members__)
 

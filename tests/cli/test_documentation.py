@@ -12,7 +12,7 @@ import pytest
 from ccp.cli.commands import COMMANDS
 from ccp.cli.documentation import site
 from ccp.cli.documentation.api_pages import GROUPS
-from ccp.error_codes import ErrorCode
+from ccp.errors.codes import ErrorCode
 from tests.cli.run import ccp_error, ccp_ok
 from tests.documents import DOCS
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from ccp.error_codes import ErrorCode
+from ccp.errors.codes import ErrorCode
 
 
 class Dialect(StrEnum):

@@ -12,8 +12,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import CCPError, ExpiredError, strip_tracebacks, with_code_of
+from ccp.errors.codes import ErrorCode
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Protocol
 
 from ccp import exi
-from ccp.error_codes import ErrorCode
 from ccp.errors import ChainError, EXIError, ExpiredError, FieldError
+from ccp.errors.codes import ErrorCode
 from ccp.exi import iso2, iso20
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.verify import message_signatures

@@ -9,8 +9,8 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ccp import exi
-from ccp.error_codes import ErrorCode
 from ccp.errors import ChainError, EXIError, FieldError, KeyMaterialError, MismatchError
+from ccp.errors.codes import ErrorCode
 from ccp.exi import iso2, iso20
 from ccp.ids import EMAID, Fingerprint, Namespace
 from ccp.verify import message_signatures

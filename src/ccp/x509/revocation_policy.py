@@ -14,8 +14,8 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import C, RevokedError, Unavailable, VerificationError
+from ccp.errors.codes import ErrorCode
 from ccp.x509.certificates import Certificate
 from ccp.x509.issuer_map import IssuerMap
 from ccp.x509.path_validation import VerifiedChain

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import NoContract, TooManyRequests
+from ccp.errors.codes import ErrorCode
 from ccp.server.audit.refused_deliveries import RefusedDeliveries, RefusedRequest
 from ccp.server.domain.authorization import Operation
 from ccp.server.request_counts import Dialect, RequestCounts

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ccp.error_codes import BY_VALUE
+from ccp.errors.codes import BY_VALUE
 from ccp.server.storage.queries.vehicle_lock import microseconds
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI

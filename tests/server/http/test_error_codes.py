@@ -10,7 +10,7 @@ import httpx
 import pytest
 from structlog.testing import CapturedCall, CapturingLogger
 
-from ccp.error_codes import ErrorCode
+from ccp.errors.codes import ErrorCode
 from ccp.server.http.middleware import tracing
 from ccp.server.settings import OPCPNoContractResponse
 from ccp.testing.partners import Car

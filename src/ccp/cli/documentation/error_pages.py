@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from ccp.cli.documentation.markdown import code, table
-from ccp.error_codes import ErrorCode
+from ccp.errors.codes import ErrorCode
 
 
 def error_pages() -> dict[str, str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import NotAuthenticated, NotAuthorised
+from ccp.errors.codes import ErrorCode
 from ccp.server.domain.actor import Actor
 from ccp.server.domain.parties import TOKEN_NOT_VALID, PartyRole
 from ccp.server.storage.engine.query import Query

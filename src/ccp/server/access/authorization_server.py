@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import InputError, NotAuthenticated, Unavailable
+from ccp.errors.codes import ErrorCode
 from ccp.server.access.client_secrets import matching_hash
 from ccp.server.access.jose import (
     CertificateMismatch,

@@ -17,8 +17,8 @@ from typing import Final
 import structlog
 
 from ccp import verify
-from ccp.error_codes import ErrorCode
 from ccp.errors import CCPError, FieldError
+from ccp.errors.codes import ErrorCode
 from ccp.exi.base64_text import message_bytes
 from ccp.ids import EMAID, PCID
 from ccp.server.domain.authorization import OCPPOperation, Operation

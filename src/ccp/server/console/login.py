@@ -13,8 +13,8 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import AccessError, CCPError, NotAuthenticated, NotFound, TooManyRequests
+from ccp.errors.codes import ErrorCode
 from ccp.server.console.forms import check_csrf, check_origin, is_page, parse_form
 from ccp.server.console.openid import LOGIN_TIME, OpenIDLogin
 from ccp.server.console.parts import ConsoleParts

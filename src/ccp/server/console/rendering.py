@@ -12,7 +12,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ccp.error_codes import BY_VALUE
+from ccp.errors.codes import BY_VALUE
 from ccp.schemas.timestamps import rfc3339
 from ccp.server.console import charts
 from ccp.server.http.routes.documentation import PREFIX as DOCUMENTATION

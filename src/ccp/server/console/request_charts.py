@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
-from ccp.error_codes import ErrorCode
+from ccp.errors.codes import ErrorCode
 from ccp.server.audit.refused_deliveries import OPERATIONS
 from ccp.server.console.charts import Series
 from ccp.server.domain.authorization import VEHICLE_OPERATIONS

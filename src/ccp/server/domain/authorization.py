@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, TypeAlias
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import NotAuthorised
+from ccp.errors.codes import ErrorCode
 from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
 from ccp.server.domain.parties import Party, PartyRole
 

@@ -11,8 +11,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import NoContract, NotFound, NothingDeliverable
+from ccp.errors.codes import ErrorCode
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.verify.response import VerifiedInstallationResponse
 from ccp.x509.revocation_evidence import CertificateRef

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import NotFound
+from ccp.errors.codes import ErrorCode
 from ccp.server.domain.actor import Actor
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query, Row, long_write

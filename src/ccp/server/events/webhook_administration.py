@@ -10,8 +10,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import NotFound
+from ccp.errors.codes import ErrorCode
 from ccp.server.domain.actor import Actor
 from ccp.server.domain.subscriptions import SignatureFormat, Webhook
 from ccp.server.events.ping import Pinger, PingResult

@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import CCPError, Conflict, FieldError, NotAuthorised, NotFound
+from ccp.errors.codes import ErrorCode
 from ccp.ids import WMI, ProviderId
 from ccp.schemas.event_types import API_VERSION, audience
 from ccp.server.domain.authorization import SUBSCRIBING_ROLES, EventOperation, authorise_role

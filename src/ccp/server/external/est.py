@@ -18,8 +18,8 @@ from urllib.parse import urlencode, urlsplit
 import structlog
 
 from ccp.client.untrusted_text import plain
-from ccp.error_codes import ErrorCode
 from ccp.errors import ChainError, FieldError, InputError, NotFound, Unavailable, UpstreamError, strip_tracebacks
+from ccp.errors.codes import ErrorCode
 from ccp.server.external.host_limits import KeyedSlots
 from ccp.server.external.outbound import HttpResponse, OutboundError
 from ccp.server.external.service_client import ServiceClient

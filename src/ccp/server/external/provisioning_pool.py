@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ccp import verify
-from ccp.error_codes import ErrorCode
 from ccp.errors import ChainError, FieldError, Unavailable, UpstreamError
+from ccp.errors.codes import ErrorCode
 from ccp.ids import PCID, Namespace
 from ccp.server.external.circuit_breaker import CircuitBreaker
 from ccp.server.external.outbound import HttpResponse

@@ -16,8 +16,8 @@ from urllib.parse import unquote_to_bytes
 from cryptography.x509 import load_der_x509_certificate
 from starlette.types import Scope
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import NotAuthenticated
+from ccp.errors.codes import ErrorCode
 from ccp.server.access.client_address import TrustedProxies
 from ccp.x509.parse_errors import parse_errors_as
 

@@ -8,8 +8,8 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from ccp import error_codes
-from ccp.error_codes import ErrorCode, code_of_status
+from ccp.errors import codes as error_codes
+from ccp.errors.codes import ErrorCode, code_of_status
 
 INTERNAL_ERROR: Final = "Something went wrong here; the trace id finds it in the log."
 OVERLOADED: Final = "The pool has more requests than it can answer in time. Try again in a few seconds."

@@ -20,8 +20,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 from starlette.datastructures import Headers
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import FieldError, NotAuthorised
+from ccp.errors.codes import ErrorCode
 from ccp.ids import PCID
 from ccp.schemas.common import NamespaceField, PCIDField
 from ccp.schemas.json_bodies import read_body

@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from ccp import error_codes
-from ccp.error_codes import ErrorCode
+from ccp.errors import codes as error_codes
+from ccp.errors.codes import ErrorCode
 from ccp.schemas.common import RoutingHeaders
 from ccp.schemas.ocpp import PATH as OCPP_PATH
 from ccp.schemas.ocpp import (

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from ccp.error_codes import ErrorCode
+from ccp.errors.codes import ErrorCode
 from ccp.server.http.admission import Admission
 from ccp.server.http.error_body import OVERLOADED, code_header, error_body
 from ccp.server.http.fair_queue import Reason

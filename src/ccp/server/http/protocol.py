@@ -25,7 +25,7 @@ import structlog
 from uvicorn import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
-from ccp.error_codes import code_of_status
+from ccp.errors.codes import code_of_status
 from ccp.server.http import deadlines
 from ccp.server.http.admission import IDENTIFIED
 from ccp.server.http.client_certificate import SCOPE_KEY

@@ -9,8 +9,8 @@ from fastapi import Query
 from pydantic import AwareDatetime, BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import FieldError
+from ccp.errors.codes import ErrorCode
 from ccp.ids import EMAID
 from ccp.server.pool.refusal_reports import parse_pcid
 from ccp.server.storage.queries import refusals

@@ -16,8 +16,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import FieldError, NotAuthenticated, NotAuthorised, NotFound
+from ccp.errors.codes import ErrorCode
 from ccp.schemas.common import Routing, RoutingHeaders
 from ccp.schemas.field_errors import field_error
 from ccp.schemas.json_bodies import Body, read_body

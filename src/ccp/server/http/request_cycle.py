@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from ccp.error_codes import ErrorCode
+from ccp.errors.codes import ErrorCode
 from ccp.server.http.admission import UNVERIFIED, WAITED, Admission
 from ccp.server.http.error_body import INTERNAL_ERROR, OVERLOADED, code_header, error_body
 from ccp.server.http.fair_queue import Lane

@@ -19,7 +19,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from ccp.error_codes import ErrorCode
+from ccp.errors.codes import ErrorCode
 from ccp.server.metrics import worker_files
 from ccp.server.metrics.last_calls import PEER, SERVICE, LastCalls
 from ccp.server.request_counts import Dialect, RequestCounts

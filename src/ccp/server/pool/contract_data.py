@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 
 from ccp import verify
-from ccp.error_codes import ErrorCode
 from ccp.errors import NoContract
+from ccp.errors.codes import ErrorCode
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.server.domain import contracts
 from ccp.server.domain.authorization import Operation, authorise

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from ccp import verify
-from ccp.error_codes import ErrorCode
 from ccp.errors import (
     CCPError,
     ChainError,
@@ -31,6 +30,7 @@ from ccp.errors import (
     VerificationError,
     strip_tracebacks,
 )
+from ccp.errors.codes import ErrorCode
 from ccp.exi.base64_text import message_bytes
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.server.domain import contracts

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import CCPError, FieldError, NotAuthorised, NotFound, Unavailable
+from ccp.errors.codes import ErrorCode
 from ccp.ids import OperatorId
 from ccp.server.domain.authorization import EnrolmentOperation, authorise_role
 from ccp.server.domain.parties import Caller, Party

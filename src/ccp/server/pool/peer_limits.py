@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import Unavailable
+from ccp.errors.codes import ErrorCode
 from ccp.server.external.circuit_breaker import CircuitBreaker
 
 _MAX_CIRCUITS: Final = 1000

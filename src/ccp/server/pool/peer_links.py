@@ -27,8 +27,8 @@ from ccp.client import (
     RetryPolicy,
     Timeouts,
 )
-from ccp.error_codes import ErrorCode
 from ccp.errors import ConfigurationError, Unavailable
+from ccp.errors.codes import ErrorCode
 from ccp.server.external.circuit_breaker import CircuitBreaker
 from ccp.server.external.egress import OutboundCall
 from ccp.server.metrics import Metrics

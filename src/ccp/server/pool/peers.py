@@ -20,8 +20,8 @@ import structlog
 from httpcore import AsyncNetworkBackend
 
 from ccp.client import TLS, AsyncClient, ClientError, PartyType, Routing, SignedResponse
-from ccp.error_codes import ErrorCode
 from ccp.errors import CCPError, EXIError, MismatchError, NotFound, VerificationError
+from ccp.errors.codes import ErrorCode
 from ccp.ids import PCID, Fingerprint, Namespace
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller, PartyRole

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from ccp.error_codes import BY_VALUE
 from ccp.errors import CCPError, FieldError
+from ccp.errors.codes import BY_VALUE
 from ccp.ids import EMAID, PCID
 from ccp.schemas.timestamps import rfc3339
 from ccp.server.pool.operations import Pool

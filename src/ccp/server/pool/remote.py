@@ -28,7 +28,6 @@ from ccp.client import (
     UnavailableError,
     UpstreamFailedError,
 )
-from ccp.error_codes import ErrorCode
 from ccp.errors import (
     CCPError,
     Conflict,
@@ -42,6 +41,7 @@ from ccp.errors import (
     UpstreamError,
     VerificationError,
 )
+from ccp.errors.codes import ErrorCode
 from ccp.exi.base64_text import message_bytes
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.server.domain.authorization import ROLE_TABLE, Operation, Subject, authorise

@@ -6,7 +6,7 @@ import uuid
 
 import httpx
 
-from ccp.error_codes import ErrorCode
+from ccp.errors.codes import ErrorCode
 
 PATH_TOO_LONG = 414
 """Any path longer than the longest route is refused unread; docs/spec-divergences.md says so."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ccp.error_codes import ErrorCode
+from ccp.errors.codes import ErrorCode
 from tests.world import Pool
 
 

@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import FieldError
+from ccp.errors.codes import ErrorCode
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.server.console.application import Console
 from ccp.server.console.pages.vehicles import EDITIONS

@@ -19,8 +19,8 @@ from urllib.parse import unquote
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ccp.error_codes import ErrorCode, code_of_status
 from ccp.errors import CCPError, FieldError
+from ccp.errors.codes import ErrorCode, code_of_status
 from ccp.ids import EMAID, PCID
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.refusals import AccessDenialRecorder

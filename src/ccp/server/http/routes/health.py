@@ -26,8 +26,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import DatabaseUnavailable, Unavailable
+from ccp.errors.codes import ErrorCode
 from ccp.server.http.middleware.tracing import trace_of
 from ccp.server.storage import Store
 from ccp.server.storage.engine import schema_version

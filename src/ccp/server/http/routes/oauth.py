@@ -19,8 +19,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Scope
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import FieldError, NotAuthenticated, TooManyRequests
+from ccp.errors.codes import ErrorCode
 from ccp.schemas import json_input
 from ccp.server.access.authorization_server import AuthorizationServer, InvalidScope
 from ccp.server.access.token_keys import KEY_ACTIVATION_DELAY

@@ -25,8 +25,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import FieldError, NotFound
+from ccp.errors.codes import ErrorCode
 from ccp.ids import EMAID, Fingerprint
 from ccp.schemas.common import PLACEHOLDER_EMAID, Boolean, EMAIDField, JSONObject, PCIDField, encode_base64
 from ccp.schemas.error_messages import error_messages

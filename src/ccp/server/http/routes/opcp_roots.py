@@ -12,8 +12,8 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import FieldError, NotFound
+from ccp.errors.codes import ErrorCode
 from ccp.ids import Namespace
 from ccp.schemas.common import JSONObject, encode_base64
 from ccp.schemas.opcp import TAG, RootCertificateCollection, RootResponse

@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from ccp.error_codes import BY_VALUE
+from ccp.errors.codes import BY_VALUE
 from ccp.schemas.common import JSONObject
 from ccp.schemas.timestamps import rfc3339
 from ccp.server.domain.authorization import RefusalOperation

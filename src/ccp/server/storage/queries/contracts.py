@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import MismatchError, NotFound
+from ccp.errors.codes import ErrorCode
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace, ProviderId
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.default_contracts import (

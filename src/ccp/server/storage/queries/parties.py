@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import Conflict, NotFound
+from ccp.errors.codes import ErrorCode
 from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.server.domain.parties import Party, PartyRole, find_by_name, fold_name, owned_ids
 from ccp.server.storage.engine.query import Query, Row, long_read, read_committed

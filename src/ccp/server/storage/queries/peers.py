@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from ccp.error_codes import ErrorCode
 from ccp.errors import Conflict, NotFound
+from ccp.errors.codes import ErrorCode
 from ccp.ids import Fingerprint, ProviderId
 from ccp.server.storage.engine.query import Query, Row
 from ccp.server.storage.engine.secret_codec import DamagedSecret, Place, SecretCodec

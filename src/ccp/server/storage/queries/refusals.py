@@ -35,7 +35,7 @@ class Refusal:
     id: trace id; that of a further request of one trace has a number behind it, see `record`. client_id: the caller:
     a CPO, another pool, or the OEM that fetched a contract. edition: namespace of the message. pcid: as far as the
     request could be read. emaid: that the caller asked for. digest: SHA-256 of the vehicle's message, hexadecimal.
-    code: see `ccp.error_codes`. check: the failed check. request: the message, EXI, if it is kept. concerned: the
+    code: see `ccp.errors.codes`. check: the failed check. request: the message, EXI, if it is kept. concerned: the
     vehicle's contracts that could not be delivered. named: other EMAIDs in a kept request.
     """
 

@@ -27,7 +27,7 @@
     └── ConfigurationError        the operator has to change something
 
 A message is one sentence, or several in `messages`, that is safe to show to a partner. `code` is the stable code of the
-refusal (`ccp.error_codes`): that of the class, unless the place that raises gives a more exact one. `outcome` is the
+refusal (`ccp.errors.codes`): that of the class, unless the place that raises gives a more exact one. `outcome` is the
 coarser name that metrics and the audit trail count. The mapping to HTTP status and ISO 15118 response code is in
 `ccp.server.http.errors`. Causes are chained with `raise … from exc` and reach only the log.
 """
@@ -36,7 +36,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final, TypeVar
 
-from ccp.error_codes import ErrorCode
+from ccp.errors.codes import ErrorCode
 
 _MAX_CAUSES: Final = 16
 
