@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from ccp.errors import Unavailable
+from ccp.errors import DatabaseUnavailable, Unavailable
 from ccp.ids import EMAID
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.runtime import threads
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import sqlite_writer
 from ccp.server.storage.engine.query import Query, long_read, long_write
+from ccp.server.storage.engine.secret_codec import SecretCodec
 from ccp.server.storage.engine.time_limits import NOT_CONFIRMED, NOT_READ, NOT_WRITTEN, REQUESTS, TimeLimits
 from ccp.server.storage.engine.write_lock import WriteLock
 from ccp.server.storage.queries import contracts
@@ -97,7 +98,7 @@ def test_sqlite_writer_that_dies_answers_its_callers_and_is_restarted(url: str, 
         await publish(store, 0)
         with failing_lock(error) as count:
             found = await outcomes(store, range(1, 101))
-            assert [type(each) for each in found] == [Unavailable] * 100
+            assert [type(each) for each in found] == [DatabaseUnavailable] * 100
             assert {str(each) for each in found} == {NOT_WRITTEN}
             assert any(each.__cause__ is error for each in found)
             assert store.reasons() == ["The database writer does not run; it is being started again."]
@@ -122,12 +123,12 @@ def test_sqlite_writer_that_dies_acknowledges_exactly_what_was_committed(
     real = sqlite_writer.run
     count = 0
 
-    def dying(connection: sqlite3.Connection, steps: Query[Any]) -> Any:
+    def dying(connection: sqlite3.Connection, steps: Query[Any], codec: SecretCodec) -> Any:
         nonlocal count
         count += 1
         if count % 37 == 0:
             raise MemoryError
-        return real(connection, steps)
+        return real(connection, steps, codec)
 
     async def use(store: Store) -> None:
         acknowledged: set[str] = set()
