@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import ssl
@@ -21,6 +23,8 @@ from typing import Any
 import httpx
 import pytest
 
+from ccp.server import settings
+from ccp.server.reloading import SettingsReloader
 from tests.cli.run import COMMAND, ccp_ok, environment
 from tests.cli.served_sandbox import BASE, Sandbox, free_port, own_certificate
 from tests.deploy.tools import DEPLOY
@@ -325,3 +329,19 @@ def test_reload_of_unusable_tls_files_keeps_the_certificate(tmp_path: Path) -> N
         running.reload()
         wait_until(lambda: running.logged("tls certificate not reloaded"))
         assert running.presented() == before
+
+
+def test_reload_keeps_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCP_DATABASE", f"sqlite:///{tmp_path}/ccp.db")
+    reloader = SettingsReloader(settings.load())
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    for _ in range(5):
+        assert reloader.reload()
+    before = resident()
+    for _ in range(150):
+        assert reloader.reload()
+    gc.collect()
+    assert resident() - before < 4_000_000

@@ -6,6 +6,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,28 +63,16 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     secrets = SecretSources(fields, dict(options), variables, values)
     problems += secrets.problems
 
-    class Effective(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            given = super().settings_customise_sources(
-                settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
-            )
-            from_file = settings_source(settings_cls, {name: values[name] for name in values.keys() & known})
-            return settings_source(settings_cls, secrets.values), *given, from_file
-
+    from_file = {name: values[name] for name in values.keys() & known}
+    token = _SOURCES.set((secrets.values, from_file))
     try:
-        settings = Effective(**options)
+        settings = _Effective(**options)
     except SettingsError as exc:
         raise ConfigurationError(*problems, *_not_json(known)) from exc
     except ValidationError as exc:
         raise ConfigurationError(*problems, *map(hide_in_text, map(error_sentence, exc.errors()))) from None
+    finally:
+        _SOURCES.reset(token)
     if problems:
         raise ConfigurationError(*problems)
     if (settings.tls_cert is None) != (settings.tls_key is None):
@@ -103,6 +92,29 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     settings.note_secret_files(secrets.files, named if named is not None and holds_secrets(fields, values) else None)
     check_audit_stream(settings)
     return settings
+
+
+_SOURCES: Final[ContextVar[tuple[dict[str, Any], dict[str, Any]]]] = ContextVar("sources")
+"""Secrets and values of the file for the settings that are being made."""
+
+
+class _Effective(Settings):
+    """Settings of all sources. One class for all of them: pydantic keeps some 100 KiB of each class for ever."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        secrets, from_file = _SOURCES.get()
+        given = super().settings_customise_sources(
+            settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
+        )
+        return settings_source(settings_cls, secrets), *given, settings_source(settings_cls, from_file)
 
 
 def _read(file: Path) -> str:
