@@ -55,6 +55,19 @@ def test_machine_files_that_hold_keys_are_private(tmp_path: Path, pair: str) -> 
     assert "file.readable-by-others" not in doctor("--config", path, "--offline").codes
 
 
+def test_machine_server_that_requires_client_certificates_is_not_called_absent(tmp_path: Path) -> None:
+    ca = PrivateCA(tmp_path)
+    files = ca.issue("ccp")
+    with scripted(ca.server(mutual=True)) as server:
+        path = configuration(tmp_path)
+        lines = f'tls_cert = "{files.cert}"\ntls_key = "{files.key}"\ntls_client_ca = "{ca.ca}"\n'
+        path.write_text(f'database = "sqlite:///ccp.db"\nport = {server.url.rpartition(":")[2]}\n{lines}')
+        report = doctor("--config", path, "--offline")
+    assert "requires a client certificate (tls_client_ca)" in report.facts("server")
+    assert "requires a client certificate" in report.facts("proxies")
+    assert "no pool answers" in doctor("--config", path, "--offline").facts("server")
+
+
 def test_machine_files_of_the_database_are_private(tmp_path: Path) -> None:
     path = configuration(tmp_path)
     ccp_ok("db", "upgrade", "--config", path)

@@ -33,6 +33,9 @@ async def check_server(context: Context, result: CheckResult) -> None:
     try:
         status, body = await context.blocking(_get, settings, "/health/ready")
     except (OSError, http.client.HTTPException) as exc:
+        if _wants_certificate(settings, exc):
+            result.skip(f"not known: the server at {place} requires a client certificate (tls_client_ca)")
+            return
         result.note(f"no pool answers at {place} ({getattr(exc, 'strerror', None) or type(exc).__name__})")
         return
     if status == 200:
@@ -40,6 +43,12 @@ async def check_server(context: Context, result: CheckResult) -> None:
         return
     reasons = _reasons(body) or [f"GET /health/ready: {status}."]
     result.add("server.not-ready", " ".join(reasons), subject=place)
+
+
+def _wants_certificate(settings: Settings, exc: Exception) -> bool:
+    """Whether a server with `tls_client_ca` has ended a connection because it got no certificate."""
+    ended = isinstance(exc, http.client.RemoteDisconnected | ssl.SSLError | ConnectionResetError | BrokenPipeError)
+    return settings.tls_client_ca is not None and ended
 
 
 def _reasons(body: bytes) -> list[str]:
@@ -56,8 +65,10 @@ async def check_proxies(context: Context, result: CheckResult) -> None:
     result.note(f"trusted_proxies: {', '.join(settings.trusted_proxies) or 'none'}")
     try:
         status, body = await context.blocking(_get, settings, "/metrics")
-    except (OSError, http.client.HTTPException):
-        result.skip("not known: no pool answers on this machine")
+    except (OSError, http.client.HTTPException) as exc:
+        wants = _wants_certificate(settings, exc)
+        reason = "the server requires a client certificate" if wants else "no pool answers on this machine"
+        result.skip(f"not known: {reason}")
         return
     if status != 200:
         result.skip(f"not known: the server does not show its metrics here (metrics = {settings.metrics.value})")
