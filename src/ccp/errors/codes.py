@@ -92,7 +92,7 @@ class ErrorCode(StrEnum):
     )  # fmt: skip
     NOT_READY = ("not-ready", Responsible.OPERATOR, 503,
         "The worker cannot do its work now, or is being stopped.",
-        "The body has the reasons. The operator looks at the log.",
+        "Send the request to another worker or again later. The reasons are in the body; the operator runs ccp doctor.",
     )  # fmt: skip
     INTERNAL_ERROR = ("internal-error", Responsible.OPERATOR, 500,
         "The pool failed. This is a fault of the pool.",
@@ -100,13 +100,13 @@ class ErrorCode(StrEnum):
     )  # fmt: skip
     CONFIGURATION_INVALID = ("configuration-invalid", Responsible.OPERATOR, 500,
         "The configuration of the pool, or a file that it names, cannot be used.",
-        "The operator corrects what the sentence names.",
+        "The operator corrects what the sentence names; ccp doctor examines the whole configuration.",
     )  # fmt: skip
 
     # Input.
     INPUT_INVALID = ("input-invalid", Responsible.CALLER, 400,
-        "The request was refused by the pool that it was passed on to.",
-        "The sentence is that of the other pool.",
+        "The request was passed on to another pool, which refused it as wrong.",
+        "Correct what the sentence names; it is the other pool's. If it is unclear, ask the operator of that pool.",
     )  # fmt: skip
     FIELD_INVALID = ("field-invalid", Responsible.CALLER, 400,
         "A member of the body, a parameter, or a header is missing or breaks its pattern, or the body is not JSON.",
@@ -126,7 +126,7 @@ class ErrorCode(StrEnum):
         "Configure the station or vehicle to install a contract certificate.",
     )  # fmt: skip
     VALUES_DISAGREE = ("values-disagree", Responsible.CALLER, 400,
-        "Values that have to agree do not.",
+        "Two values of the request that have to be the same, such as an id in the path and in the body, are not.",
         "Correct the values that the sentence names.",
     )  # fmt: skip
 
@@ -156,7 +156,7 @@ class ErrorCode(StrEnum):
         "Leave out scope, or name roles of the client.",
     )  # fmt: skip
     NOT_ALLOWED = ("not-allowed", Responsible.CALLER, 403,
-        "The caller may not do this.",
+        "The credentials are right, but the caller lacks a right that the operation needs.",
         "The sentence says what is missing. Ask the operator to register it.",
     )  # fmt: skip
     ROLE_MISSING = ("role-missing", Responsible.CALLER, 403,
@@ -213,13 +213,15 @@ class ErrorCode(StrEnum):
     )  # fmt: skip
     REQUEST_NOT_VERIFIED = ("request-not-verified", Responsible.OEM, 400,
         "The vehicle's request did not pass every check.",
-        "Read the report of the checks: ccp verify.",
+        "The sentence names the check; ccp verify reports all of them. The OEM corrects the vehicle or its "
+        "provisioning certificate.",
     )  # fmt: skip
 
     # What a vehicle gets.
     NO_CONTRACT_FOR_VEHICLE = ("no-contract-for-vehicle", Responsible.EMSP, 404,
         "No contract is stored for the vehicle here, and no other pool that was asked has one.",
-        "The driver's eMSP has the contract signed and published for this PCID.",
+        "The driver's eMSP has the contract signed and published for this PCID. A driver without a contract "
+        "signs one first.",
     )  # fmt: skip
     NO_CONTRACT_AT_ADDRESSED_POOL = ("no-contract-at-addressed-pool", Responsible.EMSP, 404,
         "The pool that the request is addressed to has no contract for the vehicle now.",
@@ -256,7 +258,8 @@ class ErrorCode(StrEnum):
     )  # fmt: skip
     NOTHING_DELIVERABLE = ("nothing-deliverable", Responsible.EMSP, 404,
         "Contracts are stored for the vehicle, but none can be delivered now.",
-        "The sentence says why.",
+        "The sentence says why. The driver's eMSP looks at the contract with GetContractDataByEmaid and publishes it "
+        "again.",
     )  # fmt: skip
     DELIVERY_TIMEOUT = ("delivery-timeout", Responsible.OPERATOR, 503,
         "The pool could not answer the vehicle in time.",
@@ -372,7 +375,7 @@ class ErrorCode(StrEnum):
     )  # fmt: skip
     CONFLICT = ("conflict", Responsible.CALLER, 400,
         "The change contradicts what is stored: a name or an id is in use, or a limit is reached.",
-        "The sentence says with what it collides.",
+        "The sentence says with what it collides. Choose another name or id, or remove what is in the way.",
     )  # fmt: skip
     PRECONDITION_FAILED = ("precondition-failed", Responsible.CALLER, 412,
         "The party has changed since it was read.",
@@ -399,33 +402,34 @@ class ErrorCode(StrEnum):
     )  # fmt: skip
     ENROLMENT_REFUSED = ("enrolment-refused", Responsible.CALLER, 400,
         "The EST server refused the certificate request.",
-        "The sentence is that of the EST server.",
+        "The sentence is that of the EST server. Correct the certificate request, or ask the CA that runs the server.",
     )  # fmt: skip
 
     # Verification outside of a named check.
     VERIFICATION_FAILED = ("verification-failed", Responsible.CALLER, 400,
-        "The input can be read, but cannot be trusted.",
-        "The sentence says why.",
+        "The input can be read, but a check of its signature, chain or content failed.",
+        "The sentence names the check. Send the input as its signer made it, or have it signed again.",
     )  # fmt: skip
     SIGNATURE_INVALID = ("signature-invalid", Responsible.CALLER, 400,
-        "A signature does not fit.",
-        "The sentence says which one.",
+        "A signature does not fit what it signs.",
+        "The sentence says which one. Send the signed bytes unchanged; if they are, its signer makes the "
+        "signature again.",
     )  # fmt: skip
     CERTIFICATE_INVALID = ("certificate-invalid", Responsible.CALLER, 400,
         "A certificate or a certificate request cannot be read, or has no valid chain.",
-        "The sentence says which one and why.",
+        "The sentence says which one and why. Have it issued again, or send the missing sub-CAs.",
     )  # fmt: skip
     CERTIFICATE_EXPIRED = ("certificate-expired", Responsible.CALLER, 400,
-        "A certificate has expired.",
-        "Use a valid certificate.",
+        "A certificate in the request has expired.",
+        "Have the certificate renewed, and send the new one.",
     )  # fmt: skip
     CERTIFICATE_REVOKED = ("certificate-revoked", Responsible.CALLER, 400,
-        "A certificate is revoked.",
-        "Use a valid certificate.",
+        "A certificate in the request is revoked by its CA.",
+        "Have a new certificate issued, and send it.",
     )  # fmt: skip
     KEY_MATERIAL_INVALID = ("key-material-invalid", Responsible.CALLER, 400,
         "A public key or an encrypted key is malformed.",
-        "The sentence says which one.",
+        "The sentence says which one. Make the key again, in the form that ISO 15118 gives for the edition.",
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in {
         "index.html": PAGE,
         "reference/api/index.html": "<p>api</p>",
+        "404.html": '<link href="/assets/a.css"><a href="/">Front</a><a href="//other.example/">x</a><p>Not found</p>',
         "a.js": "one = two = () => 0",
         "assets/a.css": "p { color: teal }",
         "images/a.svg": "<svg/>",
@@ -84,6 +85,14 @@ def test_documentation_has_no_other_files(documented: Pool, path: str) -> None:
     answer = documented.http.get(f"/docs/{path}")
     assert answer.status_code == 404
     assert "secret" not in answer.text.replace("secret.txt", "")
+
+
+def test_documentation_shows_its_own_page_for_an_unknown_path(documented: Pool) -> None:
+    answer = documented.http.get("/docs/reference/nothing.html", headers={"If-None-Match": "*"})
+    assert (answer.status_code, answer.headers["x-error-code"]) == (404, "path-not-found")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert re.findall(r'href="([^"]+)"', answer.text) == ["/docs/assets/a.css", "/docs/", "//other.example/"]
 
 
 def test_documentation_is_not_there_without_the_setting(pool: Pool) -> None:

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Final
 
 from ccp.cli.documentation.markdown import code, table
-from ccp.errors.codes import ErrorCode
+from ccp.errors.codes import ErrorCode, Responsible
+
+_WHO: Final = {
+    Responsible.CALLER: "the caller, whose system sent the request",
+    Responsible.EMSP: "the eMSP, the driver's provider",
+    Responsible.CPO: "the CPO, the operator of the charging station",
+    Responsible.OEM: "the OEM, the manufacturer of the car",
+    Responsible.CPS: "the CPS, the provisioning service that signs for the eMSP",
+    Responsible.OPERATOR: "the operator of this pool",
+}
 
 
 def error_pages() -> dict[str, str]:
@@ -36,10 +46,10 @@ def _page(each: ErrorCode) -> str:
     return "\n".join(
         (
             f"# {each}\n",
-            table(["", ""], [["Status", f"{each.status} {phrase}"], ["Who has to act", each.responsible]]),
+            f"**Who has to act:** {_WHO[each.responsible]}  \n**HTTP status:** {each.status} {phrase}\n",
             f"## What it means\n\n{each.meaning}\n",
             f"## What to do\n\n{each.action}\n",
-            "The response's `errorMessages` say what is wrong in this case; give its `traceId` to the pool's operator "
-            "when you ask. [All error codes](../error-codes.md)\n",
+            "The sentences of the response say what is wrong in this case. Give the response's trace id to the pool's "
+            "operator when you ask; `ccp why` explains a delivery by it. [All error codes](../error-codes.md)\n",
         )
     )

@@ -27,6 +27,10 @@ PREFIX: Final = "/docs"
 MAX_SITE: Final = 64 * 2**20
 """Bytes of all files of a site. A built site has 12 MB, and 2 MB compressed."""
 
+_NOT_FOUND: Final = "404.html"
+"""The page for an unknown path. Its addresses are absolute, and made by the generator for a site at the root."""
+_ABSOLUTE: Final = re.compile(rb"((?:href|src)=\"|\"base\": ?\")/(?!/)")
+
 _OPERATION: Final = "documentation"
 _INLINE_SCRIPT: Final = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 _POLICY: Final = (
@@ -72,6 +76,8 @@ def read_site(directory: Path) -> dict[str, SiteFile]:
 
 def _site_file(path: Path) -> SiteFile:
     content = path.read_bytes()
+    if path.name == _NOT_FOUND:
+        content = _ABSOLUTE.sub(rb"\1" + PREFIX.encode() + b"/", content)
     media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     if media_type.startswith("text/"):
         media_type += "; charset=utf-8"
@@ -96,15 +102,19 @@ def routes(directory: Path | None) -> list[Route]:
         trace_of(request.scope).operation = _OPERATION
         path = request.path_params["path"]
         file = files.get(f"{path}index.html" if not path or path.endswith("/") else path)
+        headers, status = dict(_HEADERS), 200
         if file is None:
-            raise NotFound("There is no page of the documentation at this address.")
-        headers = {**_HEADERS, "ETag": file.etag, "Content-Security-Policy": file.policy}
-        if request.headers.get("if-none-match") == file.etag:
+            file = files.get(_NOT_FOUND)
+            if file is None:
+                raise NotFound("There is no page of the documentation at this address.")
+            status = 404
+        headers |= {"ETag": file.etag, "Content-Security-Policy": file.policy}
+        if status == 200 and request.headers.get("if-none-match") == file.etag:
             return Response(status_code=304, headers=headers)
         if "gzip" in request.headers.get("accept-encoding", ""):
             headers["Content-Encoding"] = "gzip"
-            return Response(file.compressed, headers=headers, media_type=file.media_type)
-        return Response(gzip.decompress(file.compressed), headers=headers, media_type=file.media_type)
+            return Response(file.compressed, status, headers, file.media_type)
+        return Response(gzip.decompress(file.compressed), status, headers, file.media_type)
 
     async def to_front(request: Request) -> Response:
         trace_of(request.scope).operation = _OPERATION
