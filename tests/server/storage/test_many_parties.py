@@ -16,6 +16,7 @@ from ccp.server.domain.subscriptions import EventKind
 from ccp.server.events import Subscribers
 from ccp.server.storage.engine import sqlite_connection
 from ccp.server.storage.engine.query import Row
+from ccp.server.storage.engine.stored_secrets import CODEC
 from ccp.server.storage.queries import contracts, outbox, webhooks
 from tests.databases import sql
 from tests.server.events.receiver import webhook
@@ -84,6 +85,7 @@ def test_parties_in_any_number_do_not_slow_reads(url: str) -> None:
         plans = {
             statement: sql(url, f"explain query plan {sqlite_connection._dialect(statement)}", *parameters)
             for statement, parameters in statements
+            if statement is not CODEC[0]  # The engine answers it without the database.
         }
         small = ("change_count", "CONSTANT", "USING INDEX party_not_folded", "USING INDEX outbox_created_at")
         scans = [
