@@ -118,6 +118,7 @@ def fill(url: str, size: int) -> None:
                 batch.clear()
         _insert_refusals(connection, batch)
         connection.executemany(f"insert into audit values ({', '.join('?' * 11)})", audit_rows(size, now))
+        connection.execute("update audit_head set number = ?", (10**9 + size,))  # Pages read back from the head.
         hour = now // 10**6 // 3600 * 3600
         connection.executemany(
             "insert or ignore into request_count values (?, ?, ?, ?, ?)",
