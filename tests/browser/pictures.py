@@ -115,7 +115,7 @@ def console(browser: Browser, made: Sandbox, folder: Path, pages: Sequence[str])
 
 def terminal(made: Sandbox, programs: Sequence[str]) -> Session:
     """Record the commands of these programs beside the sandbox. Raises AssertionError for an unexpected exit status."""
-    session = Session(shown=(str(made.directory.parent), "/home/jo/ccp-try"))
+    session = Session(shown=(str(made.directory.parent), "/srv/ccp-try"))
     message = json.loads((made.directory / "samples/iso2" / f"publish_{EMAID}.json").read_text())
     environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for command, status in commands(message["certificateInstallationRes"]):

@@ -119,6 +119,6 @@ class Visitor:
         path.write_bytes(base64.b64decode(data))
 
     def keep(self, name: str) -> None:
-        """Keep a picture of the whole page as a build artefact: in CCP_SCREENSHOTS, else in build/screenshots."""
-        folder = Path(os.environ.get("CCP_SCREENSHOTS", str(ROOT / "build" / "screenshots")))
+        """Keep a picture of the whole page as a build artefact: in OPNC_CCP_SCREENSHOTS, else in build/screenshots."""
+        folder = Path(os.environ.get("OPNC_CCP_SCREENSHOTS", str(ROOT / "build" / "screenshots")))
         self.picture(folder / f"{re.sub('[^a-z0-9-]+', '-', name.lower()).strip('-')}.webp", whole=True)
