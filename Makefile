@@ -41,8 +41,11 @@ else
 	$(PYTEST)
 endif
 
+# Folders without a fast test, which would only be read.
+NOT_FAST := $(addprefix --ignore=tests/,attacks browser durability end_to_end hold packaging)
+
 test-fast: $(VENV)/dev
-	$(PYTEST) -m "$(FAST)"
+	$(PYTEST) -m "$(FAST)" $(NOT_FAST)
 
 coverage: $(VENV)/dev
 	$(COVERED)

@@ -29,29 +29,29 @@ _COMPARES: Final = re.compile(r"judge|openssl")
 
 
 @functools.cache
-def _source(path: Path) -> str:
-    return path.read_text("utf-8")
+def _markers_of_module(path: Path) -> tuple[str, ...]:
+    """The markers of every test of a module, by its folders and by what it imports."""
+    source, folders = path.read_text("utf-8"), set(path.relative_to(Path(__file__).parent).parts)
+    whole = folders & _WHOLE_SERVERS
+    conditions = {
+        "slow": "attacks" in folders or whole or _SLOW.search(source),
+        "server": whole or "browser" in folders or _USES_SERVERS.search(source),
+        "postgres": _USES_POSTGRES.search(source),
+        "browser": "browser" in folders,
+        "judge": _COMPARES.search(path.stem),
+    }
+    return tuple(name for name, holds in conditions.items() if holds)
 
 
 def _needs(item: pytest.Item) -> Iterator[str]:
-    """The markers of a test, by its fixtures, its parameters and what its module imports."""
+    """The markers of a test, by its module, its fixtures and its parameters."""
+    yield from _markers_of_module(item.path)
     fixtures = set(getattr(item, "fixturenames", ()))
     parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
-    folders = set(item.nodeid.split("/")[:-1])
-    if "attacks" in folders or folders & _WHOLE_SERVERS or _SLOW.search(_source(item.path)):
-        yield "slow"
-    if "pool" in fixtures or folders & _WHOLE_SERVERS or _USES_SERVERS.search(_source(item.path)):
+    if "pool" in fixtures:
         yield "server"
-    if (
-        "postgres" in fixtures
-        or any(each == "postgresql" for each in parameters if isinstance(each, str))
-        or _USES_POSTGRES.search(_source(item.path))
-    ):
+    if "postgres" in fixtures or any(each == "postgresql" for each in parameters if isinstance(each, str)):
         yield "postgres"
-    if "browser" in folders:
-        yield from ("browser", "server")
-    if _COMPARES.search(item.path.stem):
-        yield "judge"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
