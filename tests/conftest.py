@@ -19,6 +19,8 @@ from tests.world import Pool, build_pkis, start
 
 _WHOLE_SERVERS: Final = {"durability", "end_to_end", "hold", "packaging"}
 """Folders whose tests start the commands of the pool."""
+_IN_PROCESS: Final = {"console", "declaration", "diagnosis"}
+"""Folders whose code is reached through a server only; it runs in the process of the tests."""
 _SLOW: Final = re.compile(r"multiprocessing|concurrent_writes|tests\.scripted_server")
 _USES_SERVERS: Final = re.compile(
     r"local_pool|tests\.world import \(?[^)]*?\bstart\b|http\.server|tests\.cli\.run|create_server"
@@ -39,6 +41,7 @@ def _markers_of_module(path: Path) -> tuple[str, ...]:
         "postgres": _USES_POSTGRES.search(source),
         "browser": "browser" in folders,
         "judge": _COMPARES.search(path.stem),
+        "in_process": folders & _IN_PROCESS and "postgres" not in path.stem,
     }
     return tuple(name for name, holds in conditions.items() if holds)
 
