@@ -25,6 +25,7 @@ IRREVERSIBLE: Final = {
     "remove": "deletes an entry", "revoke": "revokes a key", "drop": "deletes deliveries", "purge": "deletes contracts",
     "erase": "deletes personal data", "restore": "replaces a database", "downgrade": "deletes columns",
     "accept": "forgets the number of a newer list", "apply": "deletes entries, with --prune",
+    "rotate-storage": "discards secrets, with --discard-unreadable",
 }  # fmt: skip
 """Verbs of what cannot be undone. `rotate-secret --now` is not among them: --now is what the operator confirms with."""
 

@@ -104,6 +104,8 @@ class Sandbox:
         lines += ["", f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
         if answer.content:
             lines.append(f"Content-Type: {answer.headers['content-type']}")
+        if code := answer.headers.get("x-error-code"):
+            lines.append(f"X-Error-Code: {code}")
         lines.append(f"X-Trace-Id: {TRACE_ID}")
         if answer.content:
             lines += ["", _json(answer.json())]

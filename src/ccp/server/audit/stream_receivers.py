@@ -12,6 +12,7 @@ import fcntl
 import hmac
 import json
 import os
+import select
 import socket
 import ssl
 import stat
@@ -164,6 +165,9 @@ def _cut_torn_line(descriptor: int) -> None:
     os.ftruncate(descriptor, start + end + 1)
 
 
+_HANDSHAKE_WAIT: Final = 1.0  # Seconds.
+
+
 class SyslogReceiver:
     """Sends RFC 5424 messages with the length before each (RFC 6587 clause 3.4.1; over TLS RFC 5425).
 
@@ -199,6 +203,7 @@ class SyslogReceiver:
         with self._connected() as plain:
             if self._scheme == "tls":
                 with self._tls.context().wrap_socket(plain, server_hostname=self._host) as connection:
+                    _check_handshake(connection, deadline)
                     _send(connection, data, deadline)
                     _finish_tls(connection, deadline)
             else:
@@ -225,6 +230,25 @@ def _left(deadline: float) -> float:
     if (left := deadline - time.monotonic()) <= 0:
         raise TimeoutError
     return left
+
+
+def _check_handshake(connection: ssl.SSLSocket, deadline: float) -> None:
+    """Wait for what a TLS 1.3 server sends after it has verified the client's certificate. Raises OSError.
+
+    The client's part of the handshake ends before. Then a server sends an alert if it refuses the client, and otherwise
+    session tickets, as most do. Without this, an alert that arrives at the end would look like an orderly end. A server
+    that sends neither is waited for `_HANDSHAKE_WAIT` seconds. Source: RFC 8446 clauses 4.4.4 and 4.6.1.
+    """
+    if connection.version() != "TLSv1.3":
+        return
+    if not connection.pending():
+        select.select([connection], [], [], min(_left(deadline), _HANDSHAKE_WAIT))
+    connection.settimeout(0)
+    try:
+        if not connection.recv(1):
+            raise ConnectionResetError(errno.ECONNRESET, "it closed the connection before the first row")
+    except ssl.SSLWantReadError:
+        return  # Tickets, or nothing yet.
 
 
 def _send(connection: socket.socket, data: bytes, deadline: float) -> None:
