@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -20,13 +21,14 @@ from ccp.cli.output import (
     print_table,
     with_store,
 )
-from ccp.client import BadRequestError, Client, Dialect, Routing
+from ccp.client import Dialect
 from ccp.errors import ConfigurationError, MismatchError
-from ccp.ids import Namespace, parse_fingerprint
+from ccp.ids import parse_fingerprint
 from ccp.server import settings
 from ccp.server.audit.actor import command_actor
 from ccp.server.domain.actor import Actor
-from ccp.server.pool.peer_links import client_options
+from ccp.server.external.egress import client_tls_context
+from ccp.server.pool.peer_probe import probe_peer
 from ccp.server.pool.peer_registry import PeerRegistry, PeerView, create_peer, parse_peer_fields
 from ccp.server.storage.queries.peers import Peer
 
@@ -167,15 +169,7 @@ def rotate_secret(
 def call(party_id: PeerArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Send a peer a malformed vehicle request: a pool that accepts our credentials refuses it as malformed."""
     peer = _get(config, party_id)
-    routing = Routing(to_type="ccp", to_id=party_id)
-    seconds = settings.load(config).peer_delivery_timeout
-    with Client(**client_options(peer, seconds)) as client:  # type: ignore[arg-type]
-        try:
-            client.deliver(b"\0", Namespace.ISO2, routing=routing, timeout=seconds)
-        except BadRequestError:
-            pass
-        else:
-            raise ConfigurationError(f"{party_id} accepts a malformed vehicle request; it is probably no pool.")
+    asyncio.run(probe_peer(peer, settings.load(config).peer_delivery_timeout, client_tls_context()))
     _print_peer(peer, f"{party_id} answers, and accepts our vehicle requests.", as_json=as_json)
 
 

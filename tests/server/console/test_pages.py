@@ -179,8 +179,8 @@ def test_webhook_secret_is_replaced(pool: Pool, person: Browser) -> None:
 
 
 def test_webhook_page_of_a_viewer_has_pseudonyms_and_no_actions(pool: Pool, viewer: Browser) -> None:
-    webhook_id = made_webhook(pool, "https://hooks.example/a-secret-path")
     emaid, pcid = new_emaid(), new_pcid()
+    webhook_id = made_webhook(pool, "https://hooks.example/a-secret-path", description=f"for {emaid}")
     pool.sql(
         "insert into delivery (pcid, rev, part, webhook_id, event_id, kind, emaid, namespace, payload, created_at, "
         "queued_at, lease_until, attempts, state, last_error) "
@@ -200,6 +200,8 @@ def test_webhook_page_of_a_viewer_has_pseudonyms_and_no_actions(pool: Pool, view
     for path in ("/parties/oem/disable", "/parties/oem/rotate-secret", "/peers/x/disable", "/health/examine"):
         assert viewer.post(path, {"csrf_token": token}).status_code == 403
     assert viewer.get("/audit/export").status_code == 403
+    for path in ("/parties/oem", "/webhooks"):
+        assert emaid not in viewer.get(path).text
     pool.change(webhooks.remove(webhook_id))
 
 

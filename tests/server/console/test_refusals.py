@@ -225,6 +225,8 @@ def test_refusals_of_a_viewer_have_pseudonyms(keeping: Pool) -> None:
     trace_id = refused(keeping, car)
     refused(keeping, car)
     with logged_in(keeping) as person:
+        cut = re.findall(r"<code>([A-Za-z0-9+/]+)… \(\d+ characters\)", person.get(f"/why?q={trace_id}").text)
+        assert max(map(len, cut)) <= 48  # 36 bytes of a certificate do not reach the PCID in its subject.
         keeping.sql("update console_session set role = 'viewer'")
         page = person.page("/refusals")
         vehicle = next(link for link in page.links if "/vehicles/~" in link)

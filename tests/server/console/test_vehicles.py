@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 
 import pytest
@@ -154,6 +155,12 @@ def test_vehicle_page_shows_a_viewer_no_id(pool: Pool, person: Browser) -> None:
     emaids = [pool.publish(car).emaid for _ in range(2)]
     contract_page, vehicle_page = f"/contracts/{emaids[0]}", f"/vehicles/{car.pcid}"
     assert str(emaids[0]) in person.page(vehicle_page).text
+    pool.sql(
+        "insert into delivery (pcid, rev, part, webhook_id, event_id, kind, emaid, namespace, payload, created_at, "
+        "queued_at, lease_until, attempts, state, last_error) "
+        "values (?, 1, 0, 'a-hook', 'an-event', 'emsp.contract.created', ?, '', '{}', 1, 1, 1, 1, 'dead', ?)",
+        car.pcid, emaids[0], f"no {emaids[0]} here",
+    )  # fmt: skip
     pool.sql("update console_session set role = 'viewer' where actor = 'admin'")
     assert person.get("/search", params={"q": str(emaids[0])}).status_code == 403
     assert [person.get(path).status_code for path in (contract_page, vehicle_page)] == [403, 403]
@@ -162,6 +169,7 @@ def test_vehicle_page_shows_a_viewer_no_id(pool: Pool, person: Browser) -> None:
         page = person.page(path)
         for secret in (str(car.pcid), *map(str, emaids)):
             assert secret not in page.source, path
+        assert re.search("no [0-9a-f]{16} here", page.text), path
     assert all(link.startswith(("/console/", "#")) for link in person.page(handles[1]).links)
 
 

@@ -13,6 +13,7 @@ RFC 9207; RFC 9700.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -28,7 +29,7 @@ from urllib.parse import parse_qsl, quote_plus
 import orjson
 from oauthlib.oauth2 import OAuth2Error, WebApplicationClient
 
-from ccp.errors import NotAuthenticated, UpstreamError
+from ccp.errors import CCPError, NotAuthenticated, UpstreamError
 from ccp.server.access.jose import PublicKey, TokenError, UnknownKey, parse_compact, parse_jwk_set, verify
 from ccp.server.access.trusted_issuers import find_claim
 from ccp.server.console.sessions import ConsoleRole, Person, credential_of
@@ -45,6 +46,7 @@ _LEEWAY: Final = 60.0  # Seconds by which the provider's clock may differ.
 _TIMEOUT: Final = 5.0
 _MAX_BYTES: Final = 262_144
 _METADATA_LIFETIME: Final = 300.0
+_METADATA_COOLDOWN: Final = 5.0  # Seconds after a failure without a request.
 _KEYS_COOLDOWN: Final = 10.0  # Seconds between two requests for keys because of an unknown key.
 _MAX_NAME: Final = 100
 _FAILED: Final = "The log-in with the OpenID provider failed. Try again."
@@ -81,6 +83,8 @@ class OpenIDLogin:
         self._reading = BlockingCalls("reading of a secret", max_threads=1, timeout=5.0)
         self._provider: _Provider | None = None
         self._provider_until = -math.inf
+        self._retry_at = -math.inf
+        self._fetching = asyncio.Lock()
         self._keys: tuple[PublicKey, ...] = ()
         self._keys_at = -math.inf
 
@@ -127,20 +131,33 @@ class OpenIDLogin:
             raise NotAuthenticated(_FAILED) from exc
 
     async def _metadata(self) -> _Provider:
-        if self._provider is None or time.monotonic() >= self._provider_until:
-            url = f"{self._config.issuer.rstrip('/')}/.well-known/openid-configuration"
-            found = _object(await self._request("GET", url))
-            if found.get("issuer") != self._config.issuer:
-                raise UpstreamError("The OpenID provider names another issuer than the settings.")
-            endpoints = [found.get(name) for name in ("authorization_endpoint", "token_endpoint", "jwks_uri")]
-            urls = [value for value in endpoints if isinstance(value, str) and value.startswith("https://")]
-            if len(urls) != 3:
-                raise UpstreamError("The OpenID provider's metadata lacks an endpoint with an https URL.")
-            methods = found.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
-            basic = not isinstance(methods, list) or "client_secret_basic" in methods
-            self._provider = _Provider(urls[0], urls[1], urls[2], basic)
-            self._provider_until = time.monotonic() + _METADATA_LIFETIME
-        return self._provider
+        """The provider's metadata. Anyone can begin a log-in, so requests for it are made one at a time, and a failure
+        counts for some seconds.
+        """
+        async with self._fetching:
+            if self._provider is None or time.monotonic() >= self._provider_until:
+                if time.monotonic() < self._retry_at:
+                    raise UpstreamError("The OpenID provider did not give its metadata. Try again in some seconds.")
+                try:
+                    self._provider = await self._fetch_metadata()
+                except CCPError:
+                    self._retry_at = time.monotonic() + _METADATA_COOLDOWN
+                    raise
+                self._provider_until = time.monotonic() + _METADATA_LIFETIME
+            return self._provider
+
+    async def _fetch_metadata(self) -> _Provider:
+        url = f"{self._config.issuer.rstrip('/')}/.well-known/openid-configuration"
+        found = _object(await self._request("GET", url))
+        if found.get("issuer") != self._config.issuer:
+            raise UpstreamError("The OpenID provider names another issuer than the settings.")
+        endpoints = [found.get(name) for name in ("authorization_endpoint", "token_endpoint", "jwks_uri")]
+        urls = [value for value in endpoints if isinstance(value, str) and value.startswith("https://")]
+        if len(urls) != 3:
+            raise UpstreamError("The OpenID provider's metadata lacks an endpoint with an https URL.")
+        methods = found.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
+        basic = not isinstance(methods, list) or "client_secret_basic" in methods
+        return _Provider(urls[0], urls[1], urls[2], basic)
 
     async def _id_token(self, code: str, code_verifier: str) -> str:
         provider, client_id = await self._metadata(), self._config.client_id

@@ -6,24 +6,14 @@ import asyncio
 from datetime import timedelta
 from typing import Final
 
-from ccp.client import (
-    AsyncClient,
-    BadRequestError,
-    ClientError,
-    NoResponseError,
-    NotAuthenticatedError,
-    NotAuthorisedError,
-    Routing,
-    TokenRefusedError,
-)
-from ccp.errors import CCPError, ConfigurationError
-from ccp.ids import Namespace
+from ccp.client import ClientError, NoResponseError, NotAuthenticatedError, NotAuthorisedError, TokenRefusedError
+from ccp.errors import CCPError, ConfigurationError, Unavailable
 from ccp.server.diagnosis.context import PROBE_TIMEOUT, Context, StoreClosed
 from ccp.server.diagnosis.finding import CheckResult
 from ccp.server.external.egress import client_tls_context
 from ccp.server.external.service_check import check_service
 from ccp.server.external.service_connection import ServiceConnection, check_files
-from ccp.server.pool.peer_links import client_options
+from ccp.server.pool.peer_probe import probe_peer
 from ccp.server.settings.services import SERVICES
 from ccp.server.storage.queries import peers, webhook_health
 from ccp.server.storage.queries.peers import Peer
@@ -102,19 +92,10 @@ async def _check_peer(context: Context, result: CheckResult, peer: Peer) -> None
     name = f"{peer.party_id} ({peer.base_url})"
     try:
         tls = await context.blocking(client_tls_context)
-        client = AsyncClient(
-            network_backend=context.outbound.configured_backend,
-            tls=tls,
-            **client_options(peer, PROBE_TIMEOUT),  # type: ignore[arg-type]
-        )
-    except (CCPError, ValueError) as exc:
+        await probe_peer(peer, PROBE_TIMEOUT, tls, context.outbound.configured_backend)
+    except (ConfigurationError, Unavailable) as exc:
         result.add("peer.unusable", f"{name}: {exc}", subject=peer.party_id)
         return
-    routing = Routing(to_type="ccp", to_id=peer.party_id)
-    try:
-        await client.deliver(b"\0", Namespace.ISO2, routing=routing, timeout=PROBE_TIMEOUT)
-    except BadRequestError:
-        result.note(f"{name} answers and accepts our credentials")
     except (NotAuthenticatedError, NotAuthorisedError, TokenRefusedError) as exc:
         result.add("peer.refuses-credentials", f"{name}: {exc}", subject=peer.party_id)
     except NoResponseError as exc:
@@ -125,10 +106,7 @@ async def _check_peer(context: Context, result: CheckResult, peer: Peer) -> None
         code = "peer.unreachable" if unavailable else "peer.unexpected-answer"
         result.add(code, f"{name}: {exc}", subject=peer.party_id)
     else:
-        message = f"{name} accepts a malformed vehicle's request."
-        result.add("peer.unexpected-answer", message, subject=peer.party_id)
-    finally:
-        await client.close()
+        result.note(f"{name} answers and accepts our credentials")
     await context.note_clock(peer.base_url)
 
 

@@ -1,13 +1,17 @@
-"""Probe of a peer: whether it answers and accepts the credentials of this pool. It stores nothing there."""
+"""Probe of a peer: whether it answers and accepts the credentials of this pool. It stores nothing there.
+
+`ccp peer test`, `ccp doctor` and the console call it.
+"""
 
 from __future__ import annotations
 
+import ssl
+
 from httpcore import AsyncNetworkBackend
 
-from ccp.client import AsyncClient, BadRequestError, ClientError, Routing
-from ccp.errors import CCPError
+from ccp.client import AsyncClient, BadRequestError, MalformedResponseError, Routing
+from ccp.errors import CCPError, ConfigurationError
 from ccp.ids import Namespace
-from ccp.server.external.egress import client_tls_context
 from ccp.server.pool.peer_links import client_options
 from ccp.server.storage.queries.peers import Peer
 
@@ -15,23 +19,23 @@ from ccp.server.storage.queries.peers import Peer
 async def probe_peer(
     peer: Peer,
     timeout: float,  # noqa: ASYNC109  of the client
-    backend: AsyncNetworkBackend,
-) -> str | None:
-    """Send a peer a malformed vehicle's request, which a pool that accepts our credentials refuses as malformed.
+    tls: ssl.SSLContext,
+    backend: AsyncNetworkBackend | None = None,
+) -> None:
+    """Send a peer a malformed vehicle request, which a pool that accepts our credentials refuses as malformed.
 
-    timeout: seconds. backend: makes the connections. Returns why the peer does not work; None if it does.
+    timeout: seconds. tls: for https. backend: makes the connections; None for the client's own. Raises
+    ConfigurationError if the peer cannot be called as registered, and ClientError if it does not work.
     """
     try:
-        client = AsyncClient(network_backend=backend, tls=client_tls_context(), **client_options(peer, timeout))  # type: ignore[arg-type]
+        client = AsyncClient(network_backend=backend, tls=tls, **client_options(peer, timeout))  # type: ignore[arg-type]
     except (CCPError, ValueError) as exc:
-        return str(exc)
+        raise ConfigurationError(str(exc)) from exc
     try:
         routing = Routing(to_type="ccp", to_id=peer.party_id)
         await client.deliver(b"\0", Namespace.ISO2, routing=routing, timeout=timeout)
     except BadRequestError:
-        return None
-    except ClientError as exc:
-        return str(exc)
+        return
     finally:
         await client.close()
-    return "It accepts a malformed vehicle's request, so it is probably no pool."
+    raise MalformedResponseError(f"{peer.party_id} accepts a malformed vehicle request; it is probably no pool.")

@@ -18,18 +18,17 @@ def register(console: Console, parts: ConsoleParts) -> None:
     running = False
 
     async def page(visit: Visit, diagnosis: Diagnosis | None) -> Response:
-        problems, tasks = await parts.health.problems(), parts.background.states()
-        return visit.render("health.html", problems=problems, diagnosis=diagnosis, kinds=KINDS, tasks=tasks)
-
-    @console.page("/health", "Health", navigation=True)
-    async def show(visit: Visit) -> Response:
         return visit.render(
             "health.html",
             problems=await parts.health.problems(),
-            diagnosis=None,
+            diagnosis=diagnosis,
             kinds=KINDS,
             tasks=parts.background.states(),
         )
+
+    @console.page("/health", "Health", navigation=True)
+    async def show(visit: Visit) -> Response:
+        return await page(visit, None)
 
     @console.action("/health/examine", title="Health")
     async def examine(visit: Visit, form: Form) -> Response:
@@ -42,13 +41,7 @@ def register(console: Console, parts: ConsoleParts) -> None:
             found = await diagnose(examination, store=parts.store, clock=parts.context.clock)
         finally:
             running = False
-        return visit.render(
-            "health.html",
-            problems=await parts.health.problems(),
-            diagnosis=found,
-            kinds=KINDS,
-            tasks=parts.background.states(),
-        )
+        return await page(visit, found)
 
 
 KINDS = {Severity.OK: "ok", Severity.WARNING: "warn", Severity.FAILURE: "bad"}

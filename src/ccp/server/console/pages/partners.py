@@ -9,11 +9,12 @@ from typing import Final, TypeAlias
 
 from starlette.responses import Response
 
-from ccp.errors import NotFound, TooManyRequests
+from ccp.errors import CCPError, NotFound, TooManyRequests
 from ccp.server.console.application import Console
 from ccp.server.console.forms import Form
 from ccp.server.console.parts import ConsoleParts
 from ccp.server.console.visit import Visit
+from ccp.server.external.egress import client_tls_context
 from ccp.server.external.service_check import check_service
 from ccp.server.pool.peer_probe import probe_peer
 from ccp.server.pool.peer_registry import PeerRegistry
@@ -21,6 +22,7 @@ from ccp.server.runtime.redacted_urls import hide_credentials
 from ccp.server.settings.services import SERVICES
 from ccp.server.storage.queries import audit, subscriptions
 from ccp.server.storage.queries.audit import Action, Entry
+from ccp.server.storage.queries.peers import Peer
 
 _CALL: Final = 5.0
 """Seconds for the call of a peer."""
@@ -53,9 +55,7 @@ def register(console: Console, parts: ConsoleParts) -> None:
 
     running = False
 
-    async def run(
-        visit: Visit, name: str, action: Action, about: str, test: Callable[[], Awaitable[str | None]]
-    ) -> Response:
+    async def run(visit: Visit, name: str, action: Action, about: str, test: _Test) -> Response:
         nonlocal running
         if running:
             raise TooManyRequests("A test is under way. It takes some seconds.", retry_after=5)
@@ -74,8 +74,15 @@ def register(console: Console, parts: ConsoleParts) -> None:
 
     @console.action("/peers/{party_id}/test", title="Test")
     async def test_peer(visit: Visit, form: Form) -> Response:
-        peer, backend = await registry.get(visit.path_part("party_id")), parts.outbound.configured_backend
-        return await run(visit, peer.party_id, Action.PEER_TESTED, "peer", lambda: probe_peer(peer, _CALL, backend))
+        peer = await registry.get(visit.path_part("party_id"))
+        return await run(visit, peer.party_id, Action.PEER_TESTED, "peer", lambda: _probe(peer))
+
+    async def _probe(peer: Peer) -> str | None:
+        try:
+            await probe_peer(peer, _CALL, client_tls_context(), parts.outbound.configured_backend)
+        except CCPError as exc:
+            return str(exc)
+        return None
 
     @console.action("/services/{prefix}/test", title="Test")
     async def test_service(visit: Visit, form: Form) -> Response:

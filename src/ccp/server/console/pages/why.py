@@ -36,7 +36,9 @@ _EMPTY: Final[Mapping[str, Any]] = {
 }  # fmt: skip
 """What the template shows nothing for."""
 _MAX_SHOWN: Final = 160
-"""Characters of a value in the tree; a longer one is cut, and its length stated."""
+"""Characters of a value in the tree; of a longer one its beginning is shown, and its length."""
+_BEGINNING: Final = 48
+"""Characters. That much Base64 of a certificate ends before its subject, whose id a viewer must not see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,7 @@ def _node(name: str, value: Any) -> Node:
         return Node(name, children=tuple(_node(str(place), each) for place, each in enumerate(value, start=1)))
     text = str(value)
     if len(text) > _MAX_SHOWN:
-        text = f"{text[:_MAX_SHOWN]}… ({len(text)} characters)"
+        text = f"{text[:_BEGINNING]}… ({len(text)} characters)"
     return Node(name, text)
 
 
