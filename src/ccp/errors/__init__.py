@@ -280,8 +280,8 @@ E = TypeVar("E", bound=BaseException)
 
 
 def with_code_of(first: CCPError, error: C) -> C:
-    """Give an error that stands for others the code and the check of the first of them. Returns the same error."""
-    error.code, error.check = first.code, first.check
+    """Give an error that stands for others the code, check and `concerned` of the first. Returns the same error."""
+    error.code, error.check, error.concerned = first.code, first.check, first.concerned
     return error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import weakref
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -111,6 +112,32 @@ def test_refused_deliveries_of_one_trace_are_records_of_their_own(url: str) -> N
             assert [len(each.concerned) for each in found] == [1, 1, 1], "no record has contracts of another"
             await store.write(refusals.record(found))
             assert len(await store.read(refusals.search(refusals.RefusalFilter(), 100))) == 3, "written once"
+        finally:
+            await store.close()
+
+    asyncio.run(run())
+
+
+def test_refused_deliveries_keep_neither_the_error_nor_what_it_says_later(url: str) -> None:
+    """Requests that wait for the same connection may get the same error, and its frames hold their bodies."""
+
+    async def run() -> None:
+        store = connect(url)
+        await store.open()
+        try:
+            deliveries, shared = recorder(store, Counter()), NoContract("No contract is stored for the vehicle.")
+            given, named = [], []
+            for number in range(2):
+                given.append(refused("cpo", number, shared))
+                named.append(shared.concerned)
+                deliveries.record(given[-1])
+            found = weakref.ref(shared)
+            del shared
+            given.clear()
+            assert found() is None
+            await deliveries.flush()
+            rows = await store.read(refusals.search(refusals.RefusalFilter(), 10))
+            assert [each.concerned for each in reversed(rows)] == named
         finally:
             await store.close()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
 from ccp import exi
-from ccp.testing.pki import PKI
+from ccp.testing.pki import CONTRACT, PKI
 from tests.server.console.browsing import Browser, Page
+from tests.server.http.api.publications import bundle_of, signed
 from tests.world import AT, SESSION, Pool, b64, post_body, start
 
 FORMS: dict[str, Callable[[bytes], str]] = {
@@ -48,6 +50,15 @@ def test_why_names_what_is_wrong_after_one_byte_was_changed(pool: Pool, person: 
     answer = pool.put(pool.contract(pool.car(), body={"certificateInstallationRes": b64(bytes(message))}))
     refused = [sentence for sentence in answer.json()["errorMessages"] if sentence in page.text]
     assert refused, (answer.json(), page.text)
+
+
+def test_why_explains_a_contract_certificate_whose_name_is_no_emaid(pool: Pool, person: Browser) -> None:
+    car, pki = pool.car(), pool.pki()
+    bundle = bundle_of(pool, car, pki)
+    nameless = replace(bundle, contract=pki.emsp_sub2.issue("no EMAID", CONTRACT, now=AT))
+    page = explained(person, b64(signed(pki, nameless, car).message))
+    assert "The pool refuses the message" in page.text
+    assert "The contract certificate's common name is no EMAID." in page.text
 
 
 def test_why_answers_a_request_as_the_pool_does(pool: Pool, person: Browser) -> None:

@@ -121,7 +121,10 @@ def test_refusals_are_filtered_and_paged(pool: Pool) -> None:
     assert seen == ids[::-1]
 
 
-@pytest.mark.parametrize("query", [{"pcid": "short"}, {"code": "unheard-of"}, {"cursor": "x"}, {"since": "today"}])
+@pytest.mark.parametrize(
+    "query",
+    [{"pcid": "short"}, {"code": "unheard-of"}, {"cursor": "x"}, {"since": "today"}, {"until": "0001-01-01T00:00:00Z"}],
+)
 def test_refusals_need_valid_filters(pool: Pool, query: dict[str, str]) -> None:
     for path in ("/admin/v1/refusals", OWN):
         assert pool.http.get(path, params=query, headers=bearer(pool, "everything")).status_code == 400
@@ -157,6 +160,21 @@ def test_refusals_of_own_vehicles_and_contracts_only_are_seen(pool: Pool) -> Non
     assert not own(pool, "oem", pcid=str(foreign.pcid))
     assert [each["traceId"] for each in own(pool, "other_oem", pcid=str(foreign.pcid))] == [other_id]
     assert trace_id not in {each["traceId"] for each in own(pool, "other_oem", limit=200)}
+
+
+def test_refusal_without_a_message_is_seen_by_the_emsp_of_the_contract(pool: Pool) -> None:
+    car = pool.car()
+    emaid = pool.publish(car).emaid
+    pool.expire(emaid)
+    answer = pool.cpo.post(
+        "/signedcontractdata",
+        json=post_body(car.request(SESSION, AT), str(car.namespace)),
+        headers={"alwaysReturnEXI": "false"},
+    )
+    assert answer.status_code == 404
+    assert recorded(pool, answer.headers["x-trace-id"])["emaids"] == [emaid]
+    (found,) = own(pool, "emsp", emaid=emaid)
+    assert (found["traceId"], found["code"]) == (answer.headers["x-trace-id"], "no-valid-contract")
 
 
 def test_refusal_of_an_oem_is_not_seen_by_the_maker_whose_vehicle_it_named(pool: Pool) -> None:
@@ -230,12 +248,23 @@ def test_statistics_count_requests_by_dialect_operation_and_code(pkis: dict[str,
         wait_until(lambda: wanted.items() <= statistics(pool).items())
         assert wanted.items() <= statistics(pool, per="day").items()
         assert not statistics(pool, since="2020-01-01T00:00:00Z", until="2020-01-31T00:00:00Z")
-        answer = pool.http.get(
-            "/admin/v1/statistics",
-            params={"since": "2020-01-02T00:00:00Z", "until": "2020-01-01T00:00:00Z"},
-            headers=bearer(pool, "everything"),
-        )
-        assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "status"),
+    [
+        ("2020-01-02T00:00:00Z", "2020-01-01T00:00:00Z", 400),
+        ("2020-01-01T00:00:00Z", "2022-01-01T00:00:00Z", 400),
+        ("0001-01-01T00:00:00+14:00", "0001-01-02T00:00:00Z", 400),
+        ("9999-12-31T00:00:00-14:00", "9999-12-31T23:59:59-14:00", 400),
+        ("9999-12-01T00:00:00Z", "9999-12-31T23:59:59Z", 200),
+        ("1970-01-01T00:00:00+14:00", "1970-01-01T00:00:00Z", 200),
+    ],
+)
+def test_statistics_need_a_period_of_a_year_at_most(pool: Pool, since: str, until: str, status: int) -> None:
+    query = {"since": since, "until": until}
+    answer = pool.http.get("/admin/v1/statistics", params=query, headers=bearer(pool, "everything"))
+    assert answer.status_code == status, answer.text
 
 
 def test_refusal_that_is_written_after_an_erasure_is_removed_too(keeping: Pool) -> None:

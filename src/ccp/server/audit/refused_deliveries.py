@@ -99,7 +99,7 @@ class RefusedDeliveries:
         self._dropped = dropped
         self._overloaded = overloaded
         self._interval = interval
-        self._waiting: deque[tuple[datetime, RefusedRequest]] = deque()
+        self._waiting: deque[Refusal] = deque()
         self._window_ends = 0.0
         self._of_caller: Counter[str] = Counter()
         self._written: Counter[str] = Counter()
@@ -122,7 +122,8 @@ class RefusedDeliveries:
             self._dropped("queue")
         else:
             self._of_caller[request.client_id] += 1
-            self._waiting.append((self._clock(), request))
+            # Made at once: the request's body and its error, which refers to frames, are not kept in the queue.
+            self._waiting.append(self._refusal(self._clock(), request))
 
     def open(self, background: BackgroundTasks) -> None:
         """Start the tasks that write the records and remove old ones."""
@@ -145,15 +146,15 @@ class RefusedDeliveries:
         while self._waiting:
             batch = [self._waiting[place] for place in range(min(_BATCH, len(self._waiting)))]
             try:
-                await self._store.write(queries.record([self._refusal(at, request) for at, request in batch]))
+                await self._store.write(queries.record(batch))
             except CCPError:
                 raise
             except Exception:
                 # What the database rejects permanently must not block the rest.
                 _log.exception("refusals rejected", records=len(batch))
-            for _, request in batch:
+            for refusal in batch:
                 self._waiting.popleft()
-                self._written[request.client_id] += 1
+                self._written[refusal.client_id] += 1
         for client_id in [name for name, number in self._written.items() if number >= _TRIM_AFTER]:
             await self._store.write(queries.trim(client_id))
             del self._written[client_id]

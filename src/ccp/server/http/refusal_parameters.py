@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeAlias
 
 from fastapi import Query
-from pydantic import AwareDatetime, BeforeValidator, WithJsonSchema
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from ccp.errors import FieldError
@@ -37,11 +38,20 @@ def _emaid(value: object) -> object:
 def _date_time(value: object) -> object:
     """A time as in RFC 3339; pydantic alone takes numbers and dates too."""
     if isinstance(value, str) and not _DATE_TIME.fullmatch(value):
-        raise PydanticCustomError("field", "must be a time as in RFC 3339, such as 2026-01-31T12:00:00Z")
+        raise PydanticCustomError("field", "must be a time from 1970 on as in RFC 3339, such as 2026-01-31T12:00:00Z")
     return value
 
 
-_DATE_TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+def _in_utc(value: datetime | None) -> datetime | None:
+    try:
+        return value if value is None else value.astimezone(UTC)
+    except OverflowError as exc:
+        raise PydanticCustomError("field", "must be a time before the year 10000 in UTC") from exc
+
+
+_DATE_TIME: Final = re.compile(
+    r"(19[7-9]\d|[2-9]\d{3})-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
 
 PCIDQuery: TypeAlias = Annotated[
     Any,
@@ -54,10 +64,16 @@ EMAIDQuery: TypeAlias = Annotated[
 ]
 CodeQuery: TypeAlias = Annotated[ErrorCode | None, Query(description="The code of the refusal.")]
 SinceQuery: TypeAlias = Annotated[
-    AwareDatetime | None, BeforeValidator(_date_time), Query(description="From this time on.")
+    AwareDatetime | None,
+    BeforeValidator(_date_time),
+    AfterValidator(_in_utc),
+    Query(description="From this time on."),
 ]
 UntilQuery: TypeAlias = Annotated[
-    AwareDatetime | None, BeforeValidator(_date_time), Query(description="Up to this time.")
+    AwareDatetime | None,
+    BeforeValidator(_date_time),
+    AfterValidator(_in_utc),
+    Query(description="Up to this time."),
 ]
 LimitQuery: TypeAlias = Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE, description="Records on the page, at most.")]
 CursorQuery: TypeAlias = Annotated[

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from ccp import exi, verify
-from ccp.errors import EXIError
+from ccp.errors import EXIError, FieldError
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.pool.delivery_preview import DeliveryPreview, DeliveryPreviews
@@ -114,7 +115,8 @@ class Examinations:
         emaid = None
         for chain in deferred.chains:
             if chain.leaf.der == response.contract_certificate:
-                emaid = EMAID.parse(chain.leaf.subject_cn)
+                with contextlib.suppress(FieldError):  # One of the checks says so.
+                    emaid = EMAID.parse(chain.leaf.subject_cn)
         return Examination(
             response.parsed.data,
             Explanation(opened.title, checks, now, warnings),

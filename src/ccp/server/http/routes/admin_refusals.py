@@ -131,7 +131,7 @@ def router(store: Store, context: RequestContext) -> APIRouter:
         """Count requests by dialect, operation and code of the refusal. The last 24 hours by default."""
         end = until or context.clock()
         begin = since or end - timedelta(hours=23)
-        if not begin <= end <= begin + _LONGEST:
+        if not timedelta(0) <= end - begin <= _LONGEST:
             raise FieldError("since : must be before until, by 366 days at most")
         period = timedelta(hours=1) if per is Period.HOUR else timedelta(days=1)
         found = await store.read(request_counts.read(begin, end, period))
