@@ -22,7 +22,7 @@ _MEDIA_TYPE: Final = "application/x-www-form-urlencoded"
 
 
 class Form(Mapping[str, str]):
-    """The fields of a form. A field that is given several times is rejected, except by `all`."""
+    """The fields of a form. A field that is given several times is rejected."""
 
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         self._fields: Final = {name: [value for key, value in pairs if key == name] for name, _ in pairs}
@@ -38,10 +38,6 @@ class Form(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._fields)
-
-    def all(self, name: str) -> list[str]:
-        """Every value of a field, as of a list of check boxes."""
-        return list(self._fields.get(name, ()))
 
     def need(self, name: str) -> str:
         """The value of a field that must not be empty, without blanks at its ends. Raises FieldError."""

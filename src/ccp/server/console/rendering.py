@@ -60,9 +60,7 @@ class Rendering:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.filters.update(
-            time=time_element, age=age, number=number, duration=duration, plural=plural, percent=percent
-        )
+        self._environment.filters.update(time=time_element, age=age, number=number, duration=duration, plural=plural)
         self._environment.globals.update(
             static=self._address,
             prefix=PREFIX,

@@ -20,7 +20,6 @@ from ccp.server.console.sessions import ConsoleRole
 from ccp.server.console.visit import Visit
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.subscriptions import EventKind
-from ccp.server.pool.delivery_preview import DeliveryPreview
 from ccp.server.pool.refusal_reports import parse_ids
 from ccp.server.storage.queries import audit, deliveries, handed_out, refusals, vehicle_lock
 from ccp.server.storage.queries.deliveries import Delivery
@@ -96,7 +95,7 @@ def register(console: Console, parts: ConsoleParts) -> None:
             pcid=pcid,
             state=state,
             stored=sorted(stored, key=lambda each: (each.namespace, not each.is_default, each.emaid)),
-            previews=[await _preview(parts, pcid, edition, stored, visit.now) for edition in EDITIONS],
+            previews=[await parts.pool.preview_delivery(pcid, edition, stored, visit.now) for edition in EDITIONS],
             editions=EDITIONS,
             sent=sent,
             delivered=_delivered(sent),
@@ -114,7 +113,7 @@ def register(console: Console, parts: ConsoleParts) -> None:
         pcid = variants[0].pcid
         of_vehicle = await parts.pool.stored(None, pcid)
         previews = [
-            await _preview(parts, pcid, edition, of_vehicle, visit.now)
+            await parts.pool.preview_delivery(pcid, edition, of_vehicle, visit.now)
             for edition in EDITIONS
             if any(each.namespace is edition for each in variants)
         ]
@@ -154,12 +153,6 @@ async def _known(parts: ConsoleParts, pcid: PCID) -> bool:
     if await parts.store.read(vehicle_lock.find_state(pcid)) is not None:
         return True
     return bool((await parts.store.read(refusals.search_page(RefusalFilter(pcid=pcid), 1))).found)
-
-
-async def _preview(
-    parts: ConsoleParts, pcid: PCID, edition: Namespace, stored: list[SignedContract], now: datetime
-) -> DeliveryPreview:
-    return await parts.pool.preview_delivery(pcid, edition, stored, now)
 
 
 async def _detail(parts: ConsoleParts, contract: SignedContract, now: datetime) -> VariantDetail:

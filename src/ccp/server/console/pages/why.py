@@ -25,7 +25,7 @@ from ccp.server.pool import refusal_reports
 from ccp.server.pool.examination import Examination
 from ccp.server.storage.queries import refusals
 from ccp.server.storage.queries.refusals import RefusalFilter, RefusalPage
-from ccp.verify.report import CheckResult, CheckStatus
+from ccp.verify.report import CheckStatus
 
 MAX_FORM_FACTOR: Final = 3
 """Base64 in a form needs up to three characters for one; a larger message than `max_body` is refused anyway."""
@@ -67,7 +67,6 @@ class Reading:
     answer: Answer
     chains: tuple[Chain, ...]
     tree: tuple[Node, ...]
-    failed: tuple[CheckResult, ...]
 
 
 def register(console: Console, parts: ConsoleParts) -> None:
@@ -135,14 +134,8 @@ async def read_message(parts: ConsoleParts, data: bytes, now: datetime, *, with_
     """Examine a message for a page. with_contracts: whether to look up what is stored for the vehicle."""
     found = await parts.pool.examine(data, now, with_contracts=with_contracts)
     paths = [(path.name, path.certificates) for path in found.paths]
-    results = found.explanation.checks.results
-    return Reading(
-        found,
-        answer_to(found),
-        await load_chains(parts, paths, found.verified, now),
-        tree_of(found.tree or {}),
-        tuple(each for each in results if each.status is CheckStatus.FAILED),
-    )
+    chains = await load_chains(parts, paths, found.verified, now)
+    return Reading(found, answer_to(found), chains, tree_of(found.tree or {}))
 
 
 def answer_to(found: Examination) -> Answer:
