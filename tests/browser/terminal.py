@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -78,7 +79,11 @@ class Session:
 
     def _read(self, line: bytes) -> str:
         text = line.decode("utf-8", "replace").rstrip("\r")
-        return text.replace(*self.shown) if self.shown[0] else text
+        here, shown = self.shown
+        if not here:
+            return text
+        missing = " " * (len(here) - len(shown))  # A column of a table keeps its width.
+        return re.sub(f"{re.escape(here)}(\\S*)(  )?", lambda m: shown + m[1] + (m[2] + missing if m[2] else ""), text)
 
     def _add(self, text: Text, at: float) -> None:
         text.expand_tabs(8)

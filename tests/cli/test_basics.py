@@ -50,6 +50,11 @@ def test_commands_all_have_help(command: str) -> None:
     assert done.err == ""
 
 
+def test_commands_help_fills_the_lines_of_the_terminal() -> None:
+    for command, text in (("apply", "never has one. For a new party"), ("audit verify", "carried out. Exit status 3")):
+        assert text in ccp(*command.split(), "--help", env={"COLUMNS": "400"}).out
+
+
 def test_usage_error_prints_the_usage() -> None:
     for arguments in (["nothing"], ["party", "add", "A"], ["party", "add", "A", "--role", "king"], ["exi", "decode"]):
         done = ccp(*arguments)

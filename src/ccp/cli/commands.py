@@ -73,7 +73,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "audit": Entry("audit", "Query, verify and export the audit trail."),
     "webhook": Entry("webhook", "Manage partners' webhooks."),
     "events": Entry("events", "List, replay and drop events to partners' webhooks."),
-    "keys": Entry("keys", "Manage the keys that sign access tokens."),
+    "keys": Entry("keys", "Manage the keys that sign access tokens, and encrypt the secrets in the database."),
     "exi": Entry("exi", "Decode and encode CertificateInstallation messages."),
     "db": Entry("db", "Manage the database schema."),
     "docs": Entry("docs", "Build the documentation site."),
@@ -111,7 +111,11 @@ def _with_lazy_coercion(params: list[Any]) -> list[Any]:
 
 
 class Command(TyperCommand):
-    """A command whose parameters are coerced only where necessary."""
+    """A command whose parameters are coerced only where necessary, and whose help fills the lines of the terminal."""
+
+    def __init__(self, name: str | None, *, help: str | None = None, **attributes: Any) -> None:
+        paragraphs = (help or "").split("\n\n")
+        super().__init__(name, help="\n\n".join(each.replace("\n", " ") for each in paragraphs) or None, **attributes)
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _with_lazy_coercion(super().get_params(ctx))

@@ -24,7 +24,7 @@ def build(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Build the documentation site: static files without references to other servers. Needs opnc-ccp[docs]."""
+    """Build the documentation site: static files without references to other servers. Needs the extra `docs`."""
     from ccp.cli.documentation import site
 
     count = site.build(directory)

@@ -161,9 +161,7 @@ class Endpoint(APIModel):
     url: str
     secret: Annotated[
         str | None,
-        Field(
-            description="Key of the HMAC over each event's body; only in the response to its creation or to GET of it."
-        ),
+        Field(description="Key of the HMAC over each event's body; only in the response to its creation."),
     ] = None
     wmis: Annotated[list[str] | None, Field(description="For an OEM.")] = None
     providerIds: Annotated[list[str] | None, Field(description="For an eMSP.")] = None

@@ -39,9 +39,9 @@ _LONGEST: Final = timedelta(days=366)
 
 
 class RefusalShown(BaseModel):
-    """A refused delivery. client_id: the caller. emaid: that it asked for. emaids: contracts that could not be
-    delivered. digest: SHA-256 of the vehicle's message. check: the failed check. request: the message in Base64, if it
-    is kept.
+    """A refused delivery. client_id: the caller. emaid: the contract that the request names. emaids: contracts that
+    could not be delivered. digest: SHA-256 of the vehicle's message. check: the failed check. request: the message in
+    Base64, if it is kept.
     """
 
     trace_id: str
