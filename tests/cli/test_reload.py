@@ -138,7 +138,7 @@ class Load:
                 connection.request("POST", f"{BASE}/signedcontractdata", body, headers)
                 answer = connection.getresponse()
                 text = answer.read()
-            except OSError as exc:
+            except (OSError, http.client.HTTPException) as exc:
                 self.failures.append(repr(exc))
                 return
             if answer.status != 200 or b"temporary" in text:

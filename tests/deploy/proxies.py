@@ -56,7 +56,11 @@ def running(command: list[str], url: str, folder: Path, log: Path) -> Iterator[P
         yield proxy
     finally:
         process.terminate()
-        process.wait(20)
+        try:
+            process.wait(20)
+        finally:
+            process.kill()
+            process.wait()
 
 
 @contextmanager

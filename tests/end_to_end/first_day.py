@@ -137,8 +137,8 @@ def run(root: Path, user: str | None, stack: ExitStack) -> Machine:
     with machine.step("Declare parties and trust anchors", "ccp apply pool.toml"):
         secrets = _declare(machine, pki)
     with machine.step("Start the pool", "the command of deploy/systemd/ccp.service"):
-        machine.start()
         stack.callback(machine.stop)
+        machine.start()
     with machine.step("Start nginx", "deploy/nginx/nginx.conf"):
         proxy = stack.enter_context(nginx(f"127.0.0.1:{machine.port}", proxy_folder, proxy_port))
     day = Day(machine, server, proxy, pki, Car.generate(pki, "WEX0DAY0000000001"), secrets)

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +119,7 @@ class Machine:
                 cwd=self.home,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
         deadline = time.monotonic() + 90
         while True:
@@ -137,13 +138,15 @@ class Machine:
         self._process.send_signal(signal.SIGHUP)
 
     def stop(self) -> None:
-        """What `systemctl stop ccp` does."""
+        """What `systemctl stop ccp` does. Leaves no process: a user with processes cannot be removed."""
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
             try:
                 assert self._process.wait(60) in (0, -signal.SIGTERM), self.log
             finally:
-                self._process.kill()
+                with suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
                 self._process = None
 
     @property

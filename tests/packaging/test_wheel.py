@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from tests.packaging.package_index import skip_or_fail
+
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGE = ROOT / "tests" / "vectors" / "installation_res_iso2_opnc_example.b64"
 OF_CRYPTOGRAPHY = {"cryptography", "cffi", "pycparser"}
@@ -45,7 +47,7 @@ class Installation:
     def install(self, extra: str = "") -> None:
         done = run(self.bin / "python", "-m", "pip", "install", "--quiet", f"{self._wheel}{extra}")
         if done.returncode:
-            pytest.skip(f"The package index does not answer: {done.stderr[-300:]}")
+            skip_or_fail(done.stdout + done.stderr)
 
     def packages(self) -> set[str]:
         listed = run(self.bin / "python", "-m", "pip", "list", "--format", "json").stdout
@@ -63,9 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("wheel")
     done = run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", made, ROOT)
     if done.returncode:
-        pytest.skip(
-            f"The wheel cannot be built, probably because the package index does not answer: {done.stderr[-300:]}"
-        )
+        skip_or_fail(done.stdout + done.stderr)
     return made
 
 

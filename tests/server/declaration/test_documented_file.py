@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from tests.documents import DOCS
 from tests.scripted_server import error, scripted
 from tests.server.http.api.answers import sentences
 from tests.server.pool.peers.requests import to
+from tests.waiting import wait_until
 from tests.world import AT, SESSION, new_emaid, new_pcid, post_body, put_body
 
 CPS_SECRET = "a-secret-of-the-provisioning-service"
@@ -86,13 +86,6 @@ def place(tmp_path: Path, database: str, pkis: dict[str, PKI]) -> Iterator[Place
             yield Place(http, tmp_path, database)
 
 
-def within(seconds: float, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_apply_of_the_documented_file_lets_a_running_pool_serve_a_car(place: Place, pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     shown = ccp("apply", place.folder / "pool.toml", "--dry-run", env=place.variables)
@@ -105,7 +98,7 @@ def test_apply_of_the_documented_file_lets_a_running_pool_serve_a_car(place: Pla
     message = sign_contract(pki, issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT), AT)
     path, edition = "/opnc/v1/ccp/signedcontractdata", str(car.namespace)
     body = put_body(message, emaid, car.pcid, edition)
-    within(5, lambda: place.http.put(path, headers=cps, json=body).status_code == 201)
+    wait_until(lambda: place.http.put(path, headers=cps, json=body).status_code == 201, timeout=5)
     asked = place.http.post(path, headers=cpo, json=post_body(car.request(SESSION, AT), edition))
     (item,) = asked.json()["signedContractDataCollection"]
     assert (item["emaid"], "metaData" in item) == (emaid, False)
@@ -144,4 +137,4 @@ def test_apply_prune_ends_the_access_of_a_party_within_seconds(place: Place) -> 
     done = place.apply("--prune", "--yes")
     assert [(change["action"], change["id"]) for change in done["changes"]] == [("remove", "example-cpo")]
     path = "/opnc/v1/ccp/signedcontractdata"
-    within(5, lambda: place.http.post(path, headers=token, json={}).status_code == 401)
+    wait_until(lambda: place.http.post(path, headers=token, json={}).status_code == 401, timeout=5)

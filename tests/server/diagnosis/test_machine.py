@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -155,6 +156,17 @@ def test_tls_of_the_public_url_is_verified(tmp_path: Path) -> None:
         assert "unable to get local issuer certificate" in report.finding("public-url.tls")["message"]
     report = doctor("--config", configuration(tmp_path, f'base_url = "{server.url}"\n'))
     assert "Connection refused" in report.finding("public-url.unreachable")["message"]
+
+
+def test_public_url_that_does_not_answer_in_time_is_unreachable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ccp.server.diagnosis.context._OPEN_TIMEOUT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        report = doctor("--config", configuration(tmp_path, f'base_url = "{url}"\n'))
+    assert report.finding("public-url.unreachable")["message"].endswith(": no answer in time.")
+    assert "check.failed" not in report.codes
 
 
 # --- The running server ----------------------------------------------------------------------------------------------

@@ -34,8 +34,10 @@ class Syslog(socketserver.BaseRequestHandler):
 def syslog() -> Iterator[int]:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Syslog) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        yield server.server_address[1]
-        server.shutdown()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def test_audit_stream_to_syslog_is_connected_and_gets_no_message(folder: Path) -
         path = configuration(folder, f'audit_stream = "syslog"\naudit_stream_syslog = "tcp://127.0.0.1:{port}"\n')
         report = doctor("--config", path)
         assert report.facts("audit-stream") == f"tcp://127.0.0.1:{port} takes a connection"
-        assert Syslog.received == b""
+    assert Syslog.received == b"", "the server has read every connection to its end"
     finding = doctor("--config", path).finding("audit-stream.unreachable")
     assert f"tcp://127.0.0.1:{port} did not take the rows" in finding["message"]
     assert doctor("--config", path, "--offline").facts("audit-stream") == "left out: --offline"

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+from ccp.errors import Unavailable
 from ccp.server.diagnosis.configuration import is_loopback
 from ccp.server.diagnosis.context import PROBE_TIMEOUT, Context
 from ccp.server.diagnosis.finding import CheckResult
@@ -221,7 +222,7 @@ async def check_public_url(context: Context, result: CheckResult) -> None:
             reason = (exc.reason or str(exc)).replace("_", " ").lower()
             result.add("public-url.tls", f"{host}:{port}: {reason}.", subject="base_url")
             return
-        except OSError as exc:
+        except (OSError, Unavailable) as exc:  # Unavailable: the resolver has no time limit of its own.
             result.add("public-url.unreachable", f"{host}:{port}: {_network_reason(exc)}.", subject="base_url")
             return
         if found is not None:
@@ -241,9 +242,9 @@ async def check_public_url(context: Context, result: CheckResult) -> None:
     result.note(f"GET {base}/health/live: {response.status}")
 
 
-def _network_reason(exc: OSError) -> str:
+def _network_reason(exc: OSError | Unavailable) -> str:
     if isinstance(exc, socket.gaierror):
         return "the name cannot be resolved"
-    if isinstance(exc, TimeoutError):
+    if isinstance(exc, TimeoutError | Unavailable):
         return "no answer in time"
     return exc.strerror or "no connection"
