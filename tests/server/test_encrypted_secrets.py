@@ -15,14 +15,15 @@ import pytest
 from ccp.server.settings import Settings
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.secret_codec import CLEAR, SecretCodec
-from ccp.server.storage.queries import peers
+from ccp.server.storage.queries import peers, signing_keys
 from ccp.testing.pki import PKI
-from tests.cli.run import CommandResult, ccp, environment
+from tests.cli.run import CommandResult, ccp, ccp_ok, environment
 from tests.databases import Server, sql
 from tests.diagnoses import doctor
 from tests.server.events.receiver import Receiver, receiving, states
 from tests.server.events.verifiers import any_signature
 from tests.server.events.webhook_api import call, ok, subscribe
+from tests.server.storage.made import new_database, read
 from tests.server.storage.storage_keys import keys_in_use, stored_values, write_keys
 from tests.waiting import wait_until
 from tests.world import Pool, start
@@ -233,6 +234,19 @@ def test_pool_with_a_damaged_peer_and_webhook_serves_the_others(
             "database.secret-unreadable"
             not in doctor("--offline", "--config", configuration(pool.settings, tmp_path, keys)).codes
         )
+
+
+def test_token_key_that_is_damaged_is_listed_and_can_be_revoked(tmp_path: Path) -> None:
+    url = new_database(tmp_path)
+    variables = {"CCP_DATABASE": url}
+    assert ccp_ok("keys", "rotate", env=variables).out
+    sql(url, "update token_key set private_key = 'ccp-secret:1:damaged'")
+    assert read(url, signing_keys.list_all()) == []
+    (listed,) = ccp_ok("keys", "list", env=variables).lines[1:]
+    kid, state, *_ = listed.split()
+    assert state == "damaged"
+    assert ccp_ok("keys", "revoke", "--yes", kid, env=variables).lines[0] == f"{kid} is revoked."
+    assert "damaged" not in ccp_ok("keys", "list", env=variables).out
 
 
 def test_pool_whose_storage_key_is_lost_gets_a_new_one(

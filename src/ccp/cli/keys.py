@@ -39,20 +39,22 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.command("list")
 def list_keys(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List the keys, newest first."""
+    """List the keys, newest first. One whose value in the database is damaged neither signs nor verifies."""
     at = datetime.now(UTC)
 
-    async def read(store: Store) -> list[TokenKey]:
-        return await store.read(signing_keys.list_all())
+    async def read(store: Store) -> tuple[list[TokenKey], list[TokenKey]]:
+        return await store.read(signing_keys.list_all()), await store.read(signing_keys.list_damaged())
 
-    found = with_store(config, read)
-    signing = signing_keys.current_key(found, at)
+    usable, damaged = with_store(config, read)
+    signing = signing_keys.current_key(usable, at)
+    states = [(key, _state(key, signing, at)) for key in usable] + [(key, "damaged") for key in damaged]
+    states.sort(key=lambda each: each[0].created_at, reverse=True)
     if as_json:
-        print_json([{"kid": key.kid, "state": _state(key, signing, at), **_times(key)} for key in found])
+        print_json([{"kid": key.kid, "state": state, **_times(key)} for key, state in states])
         return
     print_table(
         ["key", "state", "created", "signs from", "verifies until"],
-        [[key.kid, _state(key, signing, at), *(time or "" for time in _times(key).values())] for key in found],
+        [[key.kid, state, *(time or "" for time in _times(key).values())] for key, state in states],
     )
 
 

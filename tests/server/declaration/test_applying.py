@@ -12,6 +12,7 @@ import pytest
 from ccp.server.declaration import applying
 from ccp.server.declaration.differences import Kind
 from ccp.server.declaration.reader import Declaration, read_declaration
+from ccp.server.declaration.writer import write_declaration
 from ccp.server.domain.actor import Actor
 from ccp.server.pool.peer_registry import PeerRegistry
 from ccp.server.settings import Settings
@@ -90,6 +91,21 @@ def test_apply_secrets_file_is_removed_when_the_change_fails(url: str, tmp_path:
 
     asyncio.run(opened(url, run))
     assert recorded(url) == []
+
+
+def test_apply_of_the_written_state_changes_nothing_for_a_party_without_ids(url: str) -> None:
+    """A disabled party may have given its ids to another one."""
+    active = declaration(b'[[party]]\nname = "Example eMSP"\nroles = ["emsp"]\nprovider_ids = ["DEEXA"]\n')
+    retired = declaration(b'[[party]]\nname = "Example eMSP"\nroles = ["emsp"]\nenabled = false\n')
+
+    async def run(store: Store) -> None:
+        for declared in (active, retired):
+            await applying.apply(store, declared, await applying.prepare(store, declared, AT, prune=False), BY, AT)
+        written = declaration((await write_declaration(store)).encode())
+        assert [(each.party.enabled, each.party.provider_ids) for each in written.parties] == [(False, frozenset())]
+        assert (await applying.prepare(store, written, AT, prune=True)).differences.changes == ()
+
+    asyncio.run(opened(url, run))
 
 
 async def opened(url: str, run: object) -> None:

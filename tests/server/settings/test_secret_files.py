@@ -236,6 +236,30 @@ def test_secret_files_that_others_may_read_are_reported(tmp_path: Path) -> None:
     assert second.startswith(f"settings: every user of this machine may read {config}")
 
 
+def test_secret_files_include_private_keys_and_those_of_the_console(tmp_path: Path) -> None:
+    config = tmp_path / "ccp.toml"
+    config.write_text(
+        'audit_stream_tls_key = "audit.key"\n[console_oidc]\nissuer = "https://id.example"\nclient_id = "console"\n'
+        'client_secret_file = "console.secret"\n'
+    )
+    assert settings.load(config).secret_files == {
+        "audit_stream_tls_key": tmp_path / "audit.key",
+        "console_oidc.client_secret_file": tmp_path / "console.secret",
+    }
+    config.write_text(config.read_text().replace("client_secret_file", "client_secret"))
+    assert settings.load(config).secret_files["settings"] == config
+
+
+@pytest.mark.parametrize("name", ["database", "database_file", "pcp_webhook_secret", "rcp_url", "rcp_token"])
+def test_variables_without_the_prefix_are_no_settings(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = written(tmp_path, {"database": f"sqlite:///{tmp_path / 'own.db'}", "pcp_webhook_secret": MARKER})
+    expected = settings.load(config)
+    monkeypatch.setenv(name.upper(), "https://other.example")
+    assert settings.load(config) == expected
+
+
 def test_configuration_file_without_a_secret_may_be_public(tmp_path: Path) -> None:
     config = written(tmp_path, {"database": "postgresql://ccp@db.example/ccp", "port": "8021"})
     config.chmod(0o644)

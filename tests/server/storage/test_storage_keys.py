@@ -258,6 +258,7 @@ def test_damaged_secrets_stay_as_they_are_through_edits_and_give_way_to_new_ones
         await store.write(webhooks.put(replace(hook, description="edited")))
         assert [each.secret for each in await store.read(subscriptions.list_all())] == [None]
         assert await store.read(signing_keys.list_all()) == []
+        assert await store.read(signing_keys.list_damaged()) == [TokenKey("kid", "", AT)]
 
     use(url, keys, edit)
     assert stored_values(url) == stored

@@ -13,18 +13,15 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
-from ccp.errors import ConfigurationError
+from ccp.errors import ConfigurationError, Conflict
 from ccp.server.declaration.entries import Problems
 from ccp.server.declaration.reader import Declaration, DeclaredAnchor, DeclaredParty, DeclaredPeer
 from ccp.server.domain.parties import Party, fold_name, owned_ids
-from ccp.server.pool.peer_registry import PeerView
+from ccp.server.pool.peer_registry import PeerView, check_similar
 from ccp.server.storage.queries.anchors import TrustedCertificate
 from ccp.server.storage.queries.peers import Peer
-
-_FOREIGN: Final = ("http://", "https://")
-"""Beginnings of the source of an anchor that a Root Certificate Pool listed."""
 
 
 class Kind(StrEnum):
@@ -161,9 +158,7 @@ def compare(declared: Declaration, registered: Registered, matching: Mapping[str
     other_parties = [party for name, party in registered.parties.items() if name not in clients and party.enabled]
     other_peers = [peer for name, peer in registered.peers.items() if name not in pools]
     other_anchors = [
-        anchor
-        for key, anchor in registered.anchors.items()
-        if key not in trusted and not anchor.source.startswith(_FOREIGN)
+        anchor for key, anchor in registered.anchors.items() if key not in trusted and not anchor.is_synced
     ]
     undeclared = len(other_parties) + len(other_peers) + len(other_anchors)
     if prune:
@@ -211,7 +206,7 @@ def _peer(declared: DeclaredPeer, registered: Registered, problems: Problems) ->
 
 def _anchor(declared: DeclaredAnchor, registered: Registered) -> AnchorChange | None:
     before = registered.anchors.get((declared.role.value, declared.certificate.fingerprint))
-    if before is not None and before.label == declared.label and not before.source.startswith(_FOREIGN):
+    if before is not None and before.label == declared.label and not before.is_synced:
         return None
     return AnchorChange(before, declared)
 
@@ -238,9 +233,10 @@ def _check_parties(declared: tuple[DeclaredParty, ...], registered: Mapping[str,
 
 def _check_peers(declared: tuple[DeclaredPeer, ...], registered: Mapping[str, Peer], problems: Problems) -> None:
     for each in declared:
-        for other in registered:
-            if other != each.peer.party_id and other.lower() == each.peer.party_id.lower():
-                problems.add(each.place, f"the party id could be taken for that of the peer {other}")
+        try:
+            check_similar(each.peer.party_id, registered)
+        except Conflict as exc:
+            problems.add(each.place, *exc.messages)
 
 
 # --- How changes are shown -------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,13 @@ from ccp.ids import parse_fingerprint
 from ccp.schemas.suggestions import closest, quotable
 from ccp.server.declaration.entries import ENTRIES, AnchorEntry, PartyEntry, PeerEntry, Problems, typed
 from ccp.server.domain.parties import Party, create_party
-from ccp.server.pool.peer_registry import MAX_SECRET, check_peer, parse_peer_fields, with_secret
+from ccp.server.pool.peer_registry import (
+    MAX_SECRET,
+    check_peer,
+    check_token_members,
+    parse_peer_fields,
+    with_secret,
+)
 from ccp.server.runtime.secret_files import SecretFileError, read_secret_line
 from ccp.server.settings import Settings
 from ccp.server.settings.services import PATHS, SERVICES, ServiceSettings
@@ -149,18 +155,18 @@ class _Reading:
 
     def refuse_duplicates(self) -> None:
         """Record entries that are declared twice."""
-        clients = Counter(each.party.client_id.lower() for each in self.parties)
-        for each in self.parties:
-            if clients[each.party.client_id.lower()] > 1:
-                self._problems.add(each.place, f"the client id {each.party.client_id} is declared more than once")
-        pools = Counter(each.peer.party_id.lower() for each in self.peers)
-        for peer in self.peers:
-            if pools[peer.peer.party_id.lower()] > 1:
-                self._problems.add(peer.place, f"the party id {peer.peer.party_id} is declared more than once")
+        declared = [
+            *(("client id", each.party.client_id, each.place) for each in self.parties),
+            *(("party id", each.peer.party_id, each.place) for each in self.peers),
+        ]
+        counts = Counter((kind, name.lower()) for kind, name, _ in declared)
+        for kind, name, place in declared:
+            if counts[kind, name.lower()] > 1:
+                self._problems.add(place, f"the {kind} {name} is declared more than once")
 
     def _party(self, place: str, entry: PartyEntry) -> None:
         sources = ("secret_file", "secret_env", "secret_hash")
-        given = entry.model_dump(exclude={*sources, "enabled"})
+        given = entry.model_dump(exclude=set(sources))
         named = given["client_id"] is not None
         party = create_party({name: value for name, value in given.items() if value is not None})
         secret = self._secret(entry.secret_file, entry.secret_env, entry.secret_hash)
@@ -168,8 +174,6 @@ class _Reading:
             raise FieldError(f"secret : must have {_MIN_PARTY_SECRET} characters or more, such as those of a generator")
         if entry.secret_hash is not None:
             _check_hash(entry.secret_hash)
-        if not entry.enabled:
-            party = replace(party, enabled=False)
         self.parties.append(DeclaredParty(place, party, named, secret, entry.secret_hash))
 
     def _peer(self, place: str, entry: PeerEntry) -> None:
@@ -180,8 +184,8 @@ class _Reading:
         if secret is not None:
             peer = with_secret(peer, peer.client_id, secret)
             check_peer(peer)
-        elif peer.client_id is None and (peer.token_url or peer.audience):
-            raise FieldError("token_url, audience : are for a client id; an access token is sent as it is")
+        else:
+            check_token_members(peer)
         self.peers.append(DeclaredPeer(place, peer, secret is not None))
 
     def _anchor(self, place: str, entry: AnchorEntry) -> None:

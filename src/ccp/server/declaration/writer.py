@@ -47,7 +47,7 @@ def _anchors(trusted: Iterable[TrustedCertificate]) -> Iterator[str]:
     roles: dict[tuple[str, str], list[str]] = {}
     certificates: dict[str, bytes] = {}
     for entry in trusted:
-        if not entry.source.startswith(("http://", "https://")):
+        if not entry.is_synced:
             roles.setdefault((entry.fingerprint, entry.label), []).append(entry.role)
             certificates[entry.fingerprint] = entry.certificate
     for (fingerprint, label), names in roles.items():

@@ -13,6 +13,7 @@ from typing import Any, Final
 from ccp.errors import FieldError, MismatchError
 from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.server.domain.confusable_names import confusable_reason
+from ccp.server.domain.fields import parse_each
 
 CLIENT_ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Characters that need no escaping in a URL and in HTTP Basic. Excludes `.` and `..`, which URL clients resolve."""
@@ -138,16 +139,7 @@ def parse_fields(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises FieldError with a sentence for each problem.
     """
-    fields: dict[str, Any] = {}
-    problems: list[str] = []
-    for name, value in given.items():
-        try:
-            fields[name] = _PARSERS[name](value)
-        except FieldError as exc:
-            problems += exc.messages
-    if problems:
-        raise FieldError(*dict.fromkeys(problems))
-    return fields
+    return parse_each(given, _PARSERS)
 
 
 def parse_name(text: str) -> str:
@@ -223,6 +215,7 @@ _PARSERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "all_providers": bool,
     "wmis": _ids_parser(WMI, "WMI"),
     "operator_ids": _ids_parser(OperatorId, "operator id"),
+    "enabled": bool,
 }
 
 

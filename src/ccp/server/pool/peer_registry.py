@@ -21,6 +21,7 @@ from ccp.errors import ConfigurationError, Conflict, FieldError
 from ccp.ids import Fingerprint, ProviderId
 from ccp.server.access.admin_changes import Precondition, any_state, begin_change
 from ccp.server.domain.actor import Actor
+from ccp.server.domain.fields import parse_each
 from ccp.server.domain.parties import check_owner_id
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query
@@ -244,10 +245,15 @@ def with_secret(peer: Peer, client_id: str | None, secret: str) -> Peer:
 
 def check_peer(peer: Peer) -> None:
     """Check that the members of a peer fit together, so that a client can call it. Raises FieldError."""
-    if peer.client_id is None and (peer.token_url or peer.audience):
-        raise FieldError("token_url, audience : are for a client id; an access token is sent as it is")
+    check_token_members(peer)
     if peer.damage is None and peer.token is None and (peer.client_id is None or peer.secret is None):
         raise FieldError("secret : is missing")
+
+
+def check_token_members(peer: Peer) -> None:
+    """Refuse the members of a token request without a client id. Raises FieldError."""
+    if peer.client_id is None and (peer.token_url or peer.audience):
+        raise FieldError("token_url, audience : are for a client id; an access token is sent as it is")
 
 
 def check_similar(party_id: str, others: Iterable[str]) -> None:
@@ -262,16 +268,7 @@ def parse_peer_fields(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises FieldError with a sentence for each problem.
     """
-    found: dict[str, Any] = {}
-    problems: list[str] = []
-    for name, value in given.items():
-        try:
-            found[name] = _PARSERS[name](value)
-        except FieldError as exc:
-            problems += exc.messages
-    if problems:
-        raise FieldError(*dict.fromkeys(problems))
-    return found
+    return parse_each(given, _PARSERS)
 
 
 def _party_id(text: str) -> str:
@@ -317,7 +314,7 @@ def _ids(field: str, kind: type[Fingerprint] | type[ProviderId]) -> Callable[[It
         for parsed in found:
             check_owner_id(parsed, field)
         if len(found) > MAX_IDS:
-            raise FieldError(f"{field} : must be at most {MAX_IDS}")
+            raise FieldError(f"{field} : must have at most {MAX_IDS} items")
         return found
 
     return parse

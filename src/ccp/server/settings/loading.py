@@ -20,7 +20,7 @@ from ccp.server.settings.audit import check_audit_stream
 from ccp.server.settings.issuers import check_prefixes
 from ccp.server.settings.model import Settings, settings_source
 from ccp.server.settings.secret_files import SecretSources, file_forms, holds_secrets
-from ccp.server.settings.services import PATHS, SERVICES, error_sentence, flatten_tables
+from ccp.server.settings.services import PATHS, SERVICES, error_sentence, flatten_tables, variables
 
 DEFAULT_FILE = Path("ccp.toml")
 _MAX_FILE_BYTES: Final = 1 << 20  # Those with hundreds of trusted issuers have some 100 KiB.
@@ -59,8 +59,7 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     problems = setting_names.problems(fields, values, os.environ)
     known = setting_names.known_names(fields)
     options = {name: value for name, value in overrides.items() if value is not None}
-    variables = {name.lower().removeprefix("ccp_"): value for name, value in os.environ.items() if value}
-    secrets = SecretSources(fields, dict(options), variables, values)
+    secrets = SecretSources(fields, dict(options), dict(variables()), values)
     problems += secrets.problems
 
     from_file = {name: values[name] for name in values.keys() & known}

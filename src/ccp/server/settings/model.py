@@ -76,7 +76,10 @@ class Settings(
         found = dict(self._secret_files)
         if self._configuration_with_secrets is not None:
             found["settings"] = self._configuration_with_secrets
-        found |= {name: path for name in ("tls_key", "secrets_key_file") if (path := getattr(self, name)) is not None}
+        own = ("tls_key", "audit_stream_tls_key", "secrets_key_file")
+        found |= {name: path for name in own if (path := getattr(self, name)) is not None}
+        if self.console_oidc is not None and self.console_oidc.client_secret_file is not None:
+            found["console_oidc.client_secret_file"] = self.console_oidc.client_secret_file
         return found | {
             f"{prefix}_tls_key": service.tls_key
             for prefix, service in self.services.items()

@@ -16,6 +16,7 @@ RELOADABLE: Final = _TLS | {
     "rate_limit_per_address",
     "rate_limit_per_party",
     "rate_limit_unauthenticated",
+    "try_it_per_minute",
 }
 """Names of the settings that a reload changes. A file of `_TLS` may be replaced by another, not added or removed."""
 

@@ -84,7 +84,8 @@ class SecretSources:
 
 def holds_secrets(fields: Mapping[str, FieldInfo], values: Mapping[str, Any]) -> bool:
     """Whether the values of a configuration file contain a secret. values: by flat name."""
-    return any(
+    oidc = values.get("console_oidc")
+    return (isinstance(oidc, Mapping) and "client_secret" in oidc) or any(
         name in values and (name not in _ALSO or hide_credentials(str(values[name])) != values[name])
         for name in secret_names(fields)
     )

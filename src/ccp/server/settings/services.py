@@ -187,11 +187,20 @@ def group_by_service(values: Mapping[str, Any]) -> dict[str, Any]:
     return grouped
 
 
+def variables() -> dict[str, str]:
+    """Return the environment variables `CCP_…`, by flat name. Variables without a value count as absent."""
+    prefix = "ccp_"
+    return {
+        name.lower().removeprefix(prefix): value
+        for name, value in os.environ.items()
+        if value and name.lower().startswith(prefix)
+    }
+
+
 def from_environment() -> dict[str, Any]:
-    """Return the services' settings from the environment, by flat name. Variables without a value count as absent."""
+    """Return the services' settings from the environment, by flat name."""
     names = {f"{prefix}_{member}" for prefix in SERVICES for member in ServiceSettings.model_fields}
-    given = {name.lower().removeprefix("ccp_"): value for name, value in os.environ.items() if value}
-    return {name: given[name] for name in names if name in given}
+    return {name: value for name, value in variables().items() if name in names}
 
 
 def error_sentence(error: ErrorDetails) -> str:

@@ -33,6 +33,11 @@ class TrustedCertificate:
     source: str
     added_at: datetime
 
+    @property
+    def is_synced(self) -> bool:
+        """Whether it came from a Root Certificate Pool; otherwise an operator has added it."""
+        return self.source.startswith(("http://", "https://"))
+
 
 @read_committed
 def list_all() -> Query[list[TrustedCertificate]]:

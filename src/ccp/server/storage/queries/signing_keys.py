@@ -8,8 +8,7 @@ writes are serialised on every engine, and of several workers that find a key to
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -56,17 +55,32 @@ def current_key(known: Iterable[TokenKey], now: datetime) -> TokenKey | None:
 @read_committed
 def list_all() -> Query[list[TokenKey]]:
     """All keys, newest first; without those whose stored value is damaged, so that others take over."""
+    return (yield from _read())[0]
+
+
+@read_committed
+def list_damaged() -> Query[list[TokenKey]]:
+    """The keys whose stored value is damaged, newest first, with an empty private key. They verify no token."""
+    return (yield from _read())[1]
+
+
+def _read() -> Query[tuple[list[TokenKey], list[TokenKey]]]:
+    """The keys that can be used, and those whose stored value is damaged."""
     rows = yield (
         "select kid, private_key, created_at, signs_from, retired_at from token_key order by created_at desc, kid",
         (),
     )
     codec = yield from secret_codec()
-    found = []
+    usable, damaged = [], []
     for kid, stored, created_at, signs_from, retired_at in rows:
-        with suppress(DamagedSecret):
-            key = codec.decrypt(Place("token_key", "private_key", kid), stored)
-            found.append(TokenKey(kid, key, instant(created_at), _maybe(signs_from), _maybe(retired_at)))
-    return found
+        key = TokenKey(kid, "", instant(created_at), _maybe(signs_from), _maybe(retired_at))
+        try:
+            private_key = codec.decrypt(Place("token_key", "private_key", kid), stored)
+        except DamagedSecret:
+            damaged.append(key)
+        else:
+            usable.append(replace(key, private_key=private_key))
+    return usable, damaged
 
 
 @read_committed
