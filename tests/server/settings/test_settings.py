@@ -190,3 +190,23 @@ def test_settings_make_words_their_own_types(folder: Path) -> None:
     assert (config.vehicle_trust, config.no_default_policy, config.root_match) == (
         VehicleTrust.SIGNATURE, NoDefaultPolicy.NONE, RootMatch.STRICT,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("https://user:word@log.example/audit", "audit_stream_url must be an https URL without credentials."),
+        ("https://log.example:99999/audit", "audit_stream_url must be an https URL without credentials."),
+        ("ftp://log.example/audit", "audit_stream_url must be an https URL without credentials."),
+        ("http://log.example/audit", "audit_stream_url must be an https URL; http is accepted on this machine only."),
+    ],
+)
+def test_audit_stream_url_that_is_not_protected_is_refused(folder: Path, url: str, sentence: str) -> None:
+    text = f'audit_stream = "webhook"\naudit_stream_secret = "{"s" * 16}"\naudit_stream_url = "{url}"\n'
+    assert refusal(written(folder, text)) == sentence
+
+
+def test_audit_stream_url_of_this_machine_may_be_http(folder: Path) -> None:
+    text = f'audit_stream = "webhook"\naudit_stream_secret = "{"s" * 16}"\naudit_stream_url = '
+    for url in ("http://127.0.0.1:9/audit", "http://localhost/audit", "https://log.example/audit"):
+        assert settings.load(written(folder, f'{text}"{url}"\n')).audit_stream_url == url

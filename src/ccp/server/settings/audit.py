@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
@@ -10,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, SecretStr
 
 from ccp.errors import ConfigurationError
+from ccp.server.settings.services import is_protected
 
 _NEEDED: Final = {
     "file": ("audit_stream_file",),
@@ -81,15 +81,9 @@ def syslog_address(text: str) -> tuple[str, str, int]:
 
 
 def _check_url(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("audit_stream_url must not contain credentials.")
-    if not (parts.hostname and (parts.scheme == "https" or (parts.scheme == "http" and _is_local(parts.hostname)))):
-        raise ValueError("audit_stream_url must be an https URL; http is accepted on this machine only.")
-
-
-def _is_local(host: str) -> bool:
     try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
+        protected = is_protected(url)
+    except ValueError as exc:
+        raise ValueError("audit_stream_url must be an https URL without credentials.") from exc
+    if not protected:
+        raise ValueError("audit_stream_url must be an https URL; http is accepted on this machine only.")

@@ -104,7 +104,7 @@ class ServiceSettings(BaseModel):
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key belong together")
         for name, url in (("url", self.url), ("token_url", self.token_url)):
-            if url is not None and not self.allow_http and not _is_protected(url):
+            if url is not None and not self.allow_http and not is_protected(url):
                 raise ValueError(f"{name} must be an https URL, or allow_http must be set")
         if (
             not self.url.startswith("https:")
@@ -136,8 +136,11 @@ def is_secret(text: str) -> bool:
     return bool(text) and text.isascii() and text.isprintable() and text == text.strip()
 
 
-def _is_protected(url: str) -> bool:
-    """Whether a URL is https, or of this machine, so that nothing crosses a network in clear."""
+def is_protected(url: str) -> bool:
+    """Whether a URL is https, or of this machine, so that nothing crosses a network in clear.
+
+    Raises ValueError for a text that is no http or https URL, or has credentials.
+    """
     parts = split_http_url(url)
     if parts.scheme == "https" or parts.hostname == "localhost":
         return True
