@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import os
 import re
@@ -28,6 +29,11 @@ _USES_SERVERS: Final = re.compile(
 )
 _USES_POSTGRES: Final = re.compile(r"replicated\(|databases import .*\bServer\b|pgbouncer")
 _COMPARES: Final = re.compile(r"judge|openssl")
+_LIMITS_TIME: Final = re.compile(
+    r"assert [^\n]*(monotonic\(\) - \w+|\bseconds\b|\btook\b|\blongest\b|asyncio\.run\(test\([^\n]*\)\))[^\n]* <=? "
+)
+_REPEATS: Final = 2
+"""Of a failed test that limits time: another process may have had the processor or the disk."""
 
 
 @functools.cache
@@ -57,11 +63,36 @@ def _needs(item: pytest.Item) -> Iterator[str]:
         yield "postgres"
 
 
+@functools.cache
+def _tests_that_limit_time(path: Path) -> frozenset[str]:
+    """The functions of a module which assert that something takes less than a time: a busy machine can fail them."""
+    source = path.read_text("utf-8")
+    lines = source.splitlines()
+    functions = {
+        node.name: "\n".join(lines[node.lineno : node.end_lineno])
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    found = {name for name, body in functions.items() if _LIMITS_TIME.search(body)}
+    helpers = [re.compile(rf"\b{name}\(") for name in found if not name.startswith("test_")]
+    found |= {name for name, body in functions.items() if any(helper.search(body) for helper in helpers)}
+    return frozenset(found)
+
+
+def _limits_time(item: pytest.Item) -> bool:
+    """Whether a test asserts that something takes less than a time. All those of `tests/hold` do, by their programs."""
+    name = getattr(item, "originalname", item.name)
+    marked = item.get_closest_marker("timing") is not None or "hold" in item.path.parts
+    return marked or name in _tests_that_limit_time(item.path)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by what they need, so that `make test-fast` can leave out what is slow."""
     for item in items:
         for name in _needs(item):
             item.add_marker(name)
+        if _limits_time(item):
+            item.add_marker(pytest.mark.flaky(reruns=_REPEATS))
     if "PYTEST_XDIST_WORKER" in os.environ:
         items[:] = _in_order_of_distribution(items)
 

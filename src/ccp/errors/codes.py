@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 
 class Responsible(StrEnum):
@@ -435,6 +435,28 @@ class ErrorCode(StrEnum):
 
 HEADER: Final = "X-Error-Code"
 BY_VALUE: Final[Mapping[str, ErrorCode]] = {code.value: code for code in ErrorCode}
+
+
+class Advice(NamedTuple):
+    """What a code means, and who has to do what."""
+
+    responsible: Responsible
+    meaning: str
+    action: str
+
+
+_OF_A_NEWER_RELEASE: Final = Advice(
+    Responsible.OPERATOR,
+    "This release does not know the code; a newer one stored it.",
+    "Read the sentence of the refusal, or look at it with the newer release.",
+)
+
+
+def advice_on(value: str) -> Advice:
+    """Return the advice on a stored code, which may be of a newer release during a rolling upgrade."""
+    code = BY_VALUE.get(value)
+    return _OF_A_NEWER_RELEASE if code is None else Advice(code.responsible, code.meaning, code.action)
+
 
 HTTP_CODES: Final[Mapping[int, ErrorCode]] = {
     400: ErrorCode.HTTP_INVALID,

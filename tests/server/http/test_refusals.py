@@ -183,6 +183,20 @@ def test_refusal_of_an_oem_is_not_seen_by_the_maker_whose_vehicle_it_named(pool:
     assert refused not in {each["traceId"] for each in own(pool, "other_oem", limit=200)}
 
 
+def test_refusal_with_a_code_of_a_newer_release_is_listed(pool: Pool, tmp_path: Any) -> None:
+    """During a rolling upgrade, a newer worker stores codes that this release does not know."""
+    trace_id = pool.oem.get(f"/signedcontractdata/{new_emaid()}/{new_pcid()}").headers["x-trace-id"]
+    recorded(pool, trace_id)
+    pool.sql("update refusal set code = 'reason-of-tomorrow' where id = ?", trace_id)
+    (found,) = listed(pool, trace_id=trace_id)
+    assert (found["code"], found["responsible"]) == ("reason-of-tomorrow", "pool operator")
+    (of_owner,) = (each for each in own(pool, "oem", limit=200) if each["traceId"] == trace_id)
+    assert of_owner["code"] == "reason-of-tomorrow"
+    config = tmp_path / "ccp.toml"
+    config.write_text(f'database = "{pool.settings.database}"\nbase_url = "{pool.base_url}"\n', "utf-8")
+    assert "This release does not know the code" in ccp_ok("why", trace_id, "--config", config).out
+
+
 def test_refused_request_is_kept_only_by_the_setting_and_answered_again(keeping: Pool, tmp_path: Any) -> None:
     car = keeping.car()
     trace_id = keeping.post(car).headers["x-trace-id"]

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from ccp.errors import CCPError, FieldError
-from ccp.errors.codes import BY_VALUE
+from ccp.errors.codes import advice_on
 from ccp.ids import EMAID, PCID
 from ccp.schemas.timestamps import rfc3339
 from ccp.server.pool.operations import Pool
@@ -42,7 +42,7 @@ class AnswerNow:
 
 def shown(refusal: Refusal) -> dict[str, Any]:
     """A record as a JSON object, without the request, with who has to do what."""
-    code = BY_VALUE[refusal.code]
+    advice = advice_on(refusal.code)
     return {
         "trace_id": refusal.trace_id,
         "at": rfc3339(refusal.at),
@@ -58,9 +58,9 @@ def shown(refusal: Refusal) -> dict[str, Any]:
         "code": refusal.code,
         "check": refusal.check,
         "reason": refusal.reason,
-        "responsible": code.responsible.value,
-        "meaning": code.meaning,
-        "action": code.action,
+        "responsible": advice.responsible.value,
+        "meaning": advice.meaning,
+        "action": advice.action,
     }
 
 

@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from ccp.errors.codes import BY_VALUE
+from ccp.errors.codes import advice_on
 from ccp.schemas.common import JSONObject
 from ccp.schemas.timestamps import rfc3339
 from ccp.server.domain.authorization import RefusalOperation
@@ -126,5 +126,5 @@ def _members(refusal: Refusal) -> JSONObject:
 
 def advice(code: str) -> dict[str, str]:
     """Return who has to do what."""
-    known = BY_VALUE[code]
-    return {"responsible": known.responsible.value, "action": known.action}
+    found = advice_on(code)
+    return {"responsible": found.responsible.value, "action": found.action}
