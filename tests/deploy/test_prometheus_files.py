@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from tests.deploy.tools import DEPLOY, ROOT, run
+from tests.documents import table
 
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 RULES = [rule for group in yaml.safe_load(ALERTS.read_text("utf-8"))["groups"] for rule in group["rules"]]
@@ -37,6 +38,16 @@ def test_alerts_are_all_tested_and_say_what_to_do() -> None:
         assert f'alertname="{rule["alert"]}"' in tested
         assert rule["labels"]["severity"] in ("page", "ticket")
         assert rule["annotations"].keys() == {"summary", "action"}
+
+
+def test_alerts_all_have_a_row_in_the_runbook_with_their_severity() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text("utf-8").partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    listed = {}
+    for names, severities, where in table(text)[1:]:
+        found, of_each = re.findall(r"`(\w+)`", names), severities.split("; ")
+        listed |= zip(found, of_each * len(found) if len(of_each) == 1 else of_each, strict=False)
+        assert "](" in where or "`ccp " in where, names
+    assert listed == {rule["alert"]: rule["labels"]["severity"] for rule in RULES}
 
 
 def test_prometheus_configuration_is_valid() -> None:

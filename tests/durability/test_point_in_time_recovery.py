@@ -1,4 +1,4 @@
-"""The recipe of docs/operations.md: an archive of the write-ahead log, a crash, and a recovery to a point in time."""
+"""The recipe of docs/database.md: an archive of the write-ahead log, a crash, and a recovery to a point in time."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Backup and restore of a SQLite database. A backup is taken online, and checked.
 
-PostgreSQL has its own tools, see docs/operations.md.
+PostgreSQL has its own tools, see docs/database.md.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def _sqlite_file(url: str) -> Path:
     if not url.startswith("sqlite:///"):
         raise ConfigurationError(
             "This is for SQLite; PostgreSQL has pg_dump and its archive of write-ahead logs, see "
-            f"{document('operations.md')}."
+            f"{document('database.md')}."
         )
     return schema.sqlite_file(url)
 
