@@ -1,16 +1,17 @@
 """Pages of the console at a million contracts, refusals and audit rows: time until the first byte, and bytes of a page.
 
-    python bench/console.py [--size 1000000] [--rounds 20] [--folder DIR] [--write]
+    python bench/console.py [--size 1000000] [--engines sqlite postgresql] [--rounds 20] [--folder DIR] [--write]
 
 The contracts are made as in `million.py`. Refusals, audit rows and counters are rows of the real schema with random
 callers, vehicles, codes and times. Each round opens every page once with other ids, over one connection to a real
-server with one worker on SQLite. The exit status is 1 if an aim is missed.
+server with one worker. The exit status is 1 if an aim is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import random
 import re
 import sqlite3
@@ -18,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
+import asyncpg
 import uvloop
 from rich.console import Console
 from rich.markdown import Markdown
@@ -41,7 +43,7 @@ from ccp.server.settings import Settings
 from ccp.server.storage.engine import schema
 from rig import processes, report, world
 from rig.report import Aim
-from rig.rows import Made, Templates, fill_sqlite
+from rig.rows import Made, Templates, fill_postgres, fill_sqlite
 
 console = Console(width=130)
 TEMPLATES: Final = 200
@@ -51,6 +53,9 @@ DAY: Final = 86_400
 LIMIT_MS: Final = 100.0
 LIMIT_KB: Final = 100.0
 _BATCH: Final = 10_000
+_FIRST: Final = 10**9  # Number of the first audit row, above those of really made ones.
+ENGINES: Final = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
+Row = tuple[Any, ...]
 
 
 @dataclass(slots=True)
@@ -98,44 +103,55 @@ def audit_rows(size: int, now: int) -> Iterator[tuple[Any, ...]]:
         at = now - 29 * DAY * 10**6 * (size - number) // size
         subject = f'{{"emaid":"{made.emaid}","pcid":"{made.pcid}"}}'
         yield (
-            number % 16, 10**9 + number, at, f"cps-{number % CALLERS}", "contract.published", "ok", trace_id(number),
+            number % 16, _FIRST + number, at, f"cps-{number % CALLERS}", "contract.published", "ok", trace_id(number),
             subject, "", "", "",
         )  # fmt: skip
 
 
-def fill(url: str, size: int) -> None:
-    """Fill the tables that pages read, besides contracts."""
+def batches(size: int) -> Iterator[tuple[str, list[Row]]]:
+    """Rows of the tables that pages read besides contracts, each with the name of its table."""
     now = int(time.time() * 1e6)
+    pairs = refusals(size, now)
+    while batch := list(itertools.islice(pairs, _BATCH)):
+        yield "refusal", [refusal for refusal, _ in batch]
+        yield "refusal_contract", [contract for _, contract in batch]
+    rows = audit_rows(size, now)
+    while batch := list(itertools.islice(rows, _BATCH)):
+        yield "audit", batch
+    hour = now // 10**6 // 3600 * 3600
+    yield (
+        "request_count",
+        [
+            (hour - 3600 * back, dialect, "Deliver", code, 7)
+            for back in range(1, 35 * 24)
+            for dialect in ("opnc", "opcp", "ocpp")
+            for code in ("", *list(ErrorCode)[:30])
+        ],
+    )
+
+
+def load_sqlite(url: str, size: int) -> None:
     with closing(sqlite3.connect(schema.sqlite_file(url), isolation_level=None)) as connection:
         connection.execute("pragma cache_size = -2000000")
         connection.execute("pragma synchronous = off")
         connection.execute("begin")
-        batch = []
-        for pair in refusals(size, now):
-            batch.append(pair)
-            if len(batch) == _BATCH:
-                _insert_refusals(connection, batch)
-                batch.clear()
-        _insert_refusals(connection, batch)
-        connection.executemany(f"insert into audit values ({', '.join('?' * 11)})", audit_rows(size, now))
-        connection.execute("update audit_head set number = ?", (10**9 + size,))  # Pages read back from the head.
-        hour = now // 10**6 // 3600 * 3600
-        connection.executemany(
-            "insert or ignore into request_count values (?, ?, ?, ?, ?)",
-            (
-                (hour - 3600 * back, dialect, "Deliver", code, 7)
-                for back in range(35 * 24)
-                for dialect in ("opnc", "opcp", "ocpp")
-                for code in ("", *list(ErrorCode)[:30])
-            ),
-        )
+        for table, rows in batches(size):
+            connection.executemany(f"insert into {table} values ({', '.join('?' * len(rows[0]))})", rows)
+        connection.execute("update audit_head set number = ?", (_FIRST + size,))  # Pages read back from the head.
         connection.execute("commit")
         connection.execute("pragma wal_checkpoint(truncate)")
 
 
-def _insert_refusals(connection: sqlite3.Connection, batch: list[tuple[Any, Any]]) -> None:
-    connection.executemany(f"insert into refusal values ({', '.join('?' * 15)})", (each for each, _ in batch))
-    connection.executemany("insert into refusal_contract values (?, ?, ?, ?, ?)", (each for _, each in batch))
+async def load_postgres(url: str, size: int) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        for table, rows in batches(size):
+            await connection.copy_records_to_table(table, records=rows)
+        await connection.execute("update audit_head set number = $1", _FIRST + size)
+        await connection.execute("vacuum analyze")
+        await connection.execute("checkpoint")
+    finally:
+        await connection.close()
 
 
 class Visitor:
@@ -216,42 +232,92 @@ def load(path: Path, url: str) -> Settings:
     return config
 
 
+class Run:
+    """Databases of a size in a folder, and what the pages take on them."""
+
+    def __init__(self, folder: Path, size: int, rounds: int) -> None:
+        self._folder, self._size, self._rounds = folder, size, rounds
+        self._config = folder / "ccp.toml"
+        self._config.write_text(f'base_url = "{world.BASE_URL}"\nconsole = true\n', encoding="utf-8")
+        self._world = world.build(datetime.now(UTC).replace(microsecond=0), {"iso2": TEMPLATES})
+        self._person = Member(Party("example-admin", "Example admin", frozenset({PartyRole.ADMIN})), new_secret())
+        self._world.members[PartyRole.ADMIN, "A"] = self._person
+
+    def sqlite(self) -> list[Page]:
+        url = self._with_templates("console")
+        fill_sqlite(url, Templates(url), self._size)
+        load_sqlite(url, self._size)
+        return self._measured(url)
+
+    def postgres(self) -> list[Page] | None:
+        """None without PostgreSQL."""
+        from tests import databases
+
+        if databases.binaries() is None:
+            return None
+        # A server for a million contracts, as an operator would give it: a quarter of the memory at most.
+        server = databases.Server(durable=True, shared_buffers="1GB", max_wal_size="8GB")
+        try:
+            server.start()
+            url, templates = server.database(), Templates(self._with_templates("templates"))
+            uvloop.run(world.fill(load(self._config, url), self._world))
+            uvloop.run(fill_postgres(url, templates, self._size))
+            uvloop.run(load_postgres(url, self._size))
+            return self._measured(url)
+        finally:
+            server.close()
+
+    def _with_templates(self, name: str) -> str:
+        url = f"sqlite:///{self._folder / name}.db"
+        schema.upgrade(url)
+        uvloop.run(world.fill(load(self._config, url), self._world))
+        return url
+
+    def _measured(self, url: str) -> list[Page]:
+        with processes.serving(self._config, url, 1, self._folder / "server.log") as server:
+            return measured(server.port, self._person, self._size, self._rounds)
+
+
+def judged(found: Mapping[str, list[Page]]) -> list[Aim]:
+    aims = []
+    for engine, pages in found.items():
+        slowest, largest = max(pages, key=lambda page: page.median), max(pages, key=lambda page: page.size)
+        name = f"first byte on {engine}, median of the slowest page ({slowest.name})"
+        aims.append(Aim(name, LIMIT_MS, slowest.median, " ms", True))
+        aims.append(Aim(f"largest page on {engine} ({largest.name})", LIMIT_KB, largest.size / 1e3, " KB", True))
+    return aims
+
+
+def rows_of(found: Mapping[str, list[Page]]) -> Iterator[list[str]]:
+    for pages in zip(*found.values(), strict=True):
+        times = (f"{page.median:.1f} / {1e3 * max(page.seconds):.1f}" for page in pages)
+        yield [pages[0].name, *times, f"{max(page.size for page in pages) / 1e3:.1f}"]
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description="Pages of the console at a million contracts.")
     options.add_argument("--size", type=int, default=1_000_000, help="contracts, refusals and audit rows")
+    options.add_argument("--engines", nargs="+", choices=tuple(ENGINES), default=list(ENGINES))
     options.add_argument("--rounds", type=int, default=20)
-    options.add_argument("--folder", type=Path, help="where the database is made")
+    options.add_argument("--folder", type=Path, help="where the SQLite database is made")
     options.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     given = options.parse_args()
     processes.end_in_order()
     busy = report.Busy()
+    found: dict[str, list[Page]] = {}
     with tempfile.TemporaryDirectory(prefix="ccp-bench-", dir=given.folder) as name:
-        folder = Path(name)
-        config = folder / "ccp.toml"
-        config.write_text(f'base_url = "{world.BASE_URL}"\nconsole = true\n', encoding="utf-8")
-        url = f"sqlite:///{folder / 'ccp.db'}"
-        schema.upgrade(url)
-        made = world.build(datetime.now(UTC).replace(microsecond=0), {"iso2": TEMPLATES})
-        person = Member(Party("example-admin", "Example admin", frozenset({PartyRole.ADMIN})), new_secret())
-        made.members[PartyRole.ADMIN, "A"] = person
-        uvloop.run(world.fill(load(config, url), made))
-        fill_sqlite(url, Templates(url), given.size)
-        fill(url, given.size)
-        console.print(f"{given.size:,} contracts, refusals and audit rows", highlight=False)
-        with processes.serving(config, url, 1, folder / "server.log") as server:
-            pages = measured(server.port, person, given.size, given.rounds)
-    slowest, largest = max(pages, key=lambda page: page.median), max(pages, key=lambda page: page.size)
-    aims = [
-        Aim(f"first byte, median of the slowest page ({slowest.name})", LIMIT_MS, slowest.median, " ms", True),
-        Aim(f"largest page ({largest.name})", LIMIT_KB, largest.size / 1e3, " KB", True),
-    ]
-    rows = [
-        [page.name, f"{page.median:.1f} / {1e3 * max(page.seconds):.1f}", f"{page.size / 1e3:.1f}"] for page in pages
-    ]
+        run = Run(Path(name), given.size, given.rounds)
+        if "sqlite" in given.engines:
+            found[ENGINES["sqlite"]] = run.sqlite()
+        if "postgresql" in given.engines and (pages := run.postgres()) is not None:
+            found[ENGINES["postgresql"]] = pages
+    console.print(f"{given.size:,} contracts, refusals and audit rows", highlight=False)
+    aims = judged(found)
+    columns = ("page", *(f"{engine}, first byte: median / slowest ms" for engine in found), "KB")
     text = "\n\n".join(
         (
             report.table(("aim", "limit", "measured", "judged"), (aim.row() for aim in aims)),
-            report.table(("page", "first byte: median / slowest ms", "KB"), rows),
+            report.table(columns, rows_of(found)),
             report.machine(busy),
         )
     )
