@@ -104,7 +104,7 @@ $(VENV)/pip:
 	@touch $@
 
 $(VENV)/run: pyproject.toml | $(VENV)/pip
-	$(BIN)/python -m pip install --quiet --editable '.[all]'
+	$(BIN)/python -m pip install --quiet --editable '.[all,docs]'
 	@touch $@
 
 $(VENV)/dev: pyproject.toml | $(VENV)/pip

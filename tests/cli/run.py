@@ -37,8 +37,9 @@ class CommandResult:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The environment without settings of the pool, plus `changes`."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("CCP_")} | changes
+    """The environment without settings of the pool, plus `changes`. Servers build no documentation at their start."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CCP_")}
+    return kept | {"CCP_DOCUMENTATION": "false"} | changes
 
 
 def ccp(*arguments: object, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> CommandResult:

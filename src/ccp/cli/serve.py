@@ -169,6 +169,7 @@ def _raise_descriptor_limit(effective: Settings, given: dict[str, Any]) -> tuple
 def _run(effective: Settings, bound: socket.socket) -> None:
     from ccp.cli import workers
     from ccp.server import logging, metrics
+    from ccp.server.http import documentation_build
     from ccp.server.http.uvicorn_options import uvicorn_options
     from ccp.server.reloading import SettingsReloader
     from ccp.server.storage.engine import schema
@@ -183,6 +184,7 @@ def _run(effective: Settings, bound: socket.socket) -> None:
                     setattr(config, name, value)
         return usable
 
+    documentation_build.prepare(effective)
     if effective.workers > 1:
         assert metrics.is_shared() or effective.metrics is MetricsAccess.OFF
     workers.run(

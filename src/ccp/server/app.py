@@ -325,6 +325,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         overloaded=lambda: connections.admission.overloaded,
     )
     counts = RequestCountWriter(store, metrics.counts, clock, guard.checked)
+    site = documentation.site_of(config, may_build=is_worker)
     health = Health(store, config.drain_period, trust.reasons, background.reasons, guard.reasons)
 
     def reload_tls(changed: Settings) -> None:
@@ -374,6 +375,8 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
             background.add(audit_stream.task())
         refused_deliveries.open(background)
         counts.open(background)
+        if site is not None:
+            site.open(background)
         if is_worker:
             # Startup objects live as long as the process. Freezing them keeps full collections from pausing requests.
             gc.collect()
@@ -447,6 +450,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
                 background=background,
                 health=health,
                 calls=metrics.last_calls,
+                has_documentation=site is not None,
             )
         )
     enrolment = Enrolment(store, external.est_server, config.est_labels, config.est_subjects, clock)
@@ -465,7 +469,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         *est.routes(enrolment, context),
         *health.routes(),
         *metrics_route.routes(metrics, context, config.metrics),
-        *documentation.routes(config.documentation_directory),
+        *documentation.routes(site),
         *(console.routes if console is not None else ()),
     ]
     if config.opcp:
@@ -478,7 +482,9 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
     fast_path = FastPathMiddleware(app.framework, app.router.routes)
     addressed = ClientAddressMiddleware(fast_path, limits, metrics.forwarded_problem)
     trace_ids = None if spans is None else spans.trace_ids()
-    traced = TraceMiddleware(addressed, pseudonyms, refusals, metrics, trace_ids, refused_deliveries)
+    traced = TraceMiddleware(
+        addressed, pseudonyms, refusals, metrics, trace_ids, refused_deliveries, has_documentation=site is not None
+    )
     app.middleware_chain = traced
     if spans is not None:
         from ccp.server.http.middleware.request_spans import RequestSpanMiddleware

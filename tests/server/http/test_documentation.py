@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ccp.errors import ConfigurationError
-from ccp.server.http.routes import documentation
+from ccp.server.http import documentation_site as documentation
 from ccp.testing.pki import PKI
 from tests.world import Pool, start
 

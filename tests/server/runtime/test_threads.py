@@ -20,7 +20,10 @@ from ccp.server.external.resolver import ResolutionError, Resolver
 from ccp.server.runtime.blocking_calls import BlockingCalls
 
 SOURCES = Path(__file__).parents[3] / "src" / "ccp"
-STARTERS = ("Thread", "to_thread", "run_in_executor", "ThreadPoolExecutor", "ProcessPoolExecutor", "Process")
+STARTERS = (
+    *("Thread", "to_thread", "run_in_executor", "ThreadPoolExecutor", "ProcessPoolExecutor", "Process"),
+    *("create_subprocess_exec", "create_subprocess_shell"),
+)
 
 PLACES = {
     "server/runtime/threads.py": "supervised: callers get Unavailable, it is started again, readiness fails meanwhile",
@@ -32,6 +35,9 @@ PLACES = {
     "server/bulk/worker_pool.py": "ccp import: joins of worker processes have a time limit",
     "server/bulk/import_worker.py": "ccp import: a worker process that ends, ends the import with a sentence",
     "cli/supervisor.py": "worker processes are watched by heartbeats, killed when these end, and replaced",
+    "server/http/documentation_build.py": (
+        "a time limit; its end without a result is logged, and /docs says so; it is ended with its worker"
+    ),
     "server/storage/engine/schema.py": (
         "commands and start: the caller waits for a loop of its own, whose connections have time limits"
     ),

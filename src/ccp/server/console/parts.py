@@ -27,7 +27,10 @@ from ccp.server.trust.revocation import RevocationService
 
 @dataclass(frozen=True, slots=True)
 class ConsoleParts:
-    """The services of one worker, built in `ccp.server.app`. A page reads and changes through these only."""
+    """The services of one worker, built in `ccp.server.app`. A page reads and changes through these only.
+
+    has_documentation: the worker serves its documentation, and pages link to it.
+    """
 
     config: Settings
     store: Store
@@ -48,3 +51,4 @@ class ConsoleParts:
     background: BackgroundTasks
     health: Health
     calls: LastCalls
+    has_documentation: bool

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from ccp.errors.codes import BY_VALUE
 from ccp.schemas.timestamps import rfc3339
 from ccp.server.console import charts
-from ccp.server.http.routes.documentation import PREFIX as DOCUMENTATION
+from ccp.server.http.documentation_site import PREFIX as DOCUMENTATION
 
 PREFIX: Final = "/console"
 _STATIC: Final = f"{PREFIX}/static"

@@ -18,7 +18,7 @@ class OperatorConsole:
 
     def __init__(self, parts: ConsoleParts) -> None:
         self._parts = parts
-        rendering = Rendering(has_documentation=parts.config.documentation_directory is not None)
+        rendering = Rendering(has_documentation=parts.has_documentation)
         self._login = Login(parts, Sessions(parts.store, parts.config), rendering)
         console = Console(parts, rendering, self._login)
         for register in REGISTER:

@@ -52,6 +52,9 @@ class APISettings(BaseModel):
         description="OCPP: seconds for which the pool remembers which contracts an ISO 15118-20 vehicle has got in "
         "answer to a request that it repeats.",
     )
+    documentation: bool = Field(
+        True, description="Serve the documentation under /docs, if the extra docs is installed or a site is prepared."
+    )
     documentation_directory: Path | None = Field(
-        None, description="Directory of a site that `ccp docs build` wrote, to serve under /docs. None: not served."
+        None, description="Directory of a site that `ccp docs build` wrote, to serve instead of one built at the start."
     )

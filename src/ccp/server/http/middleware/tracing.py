@@ -25,6 +25,7 @@ from ccp.ids import EMAID, PCID
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.refusals import AccessDenialRecorder
 from ccp.server.audit.refused_deliveries import RefusedDeliveries, RefusedRequest
+from ccp.server.http.documentation_site import code_link
 from ccp.server.http.error_body import INTERNAL_ERROR, code_header, error_body
 from ccp.server.metrics import Metrics
 from ccp.server.request_counts import dialect_of
@@ -127,14 +128,23 @@ class TraceMiddleware:
         metrics: Metrics,
         trace_ids: Iterator[str] | None = None,
         deliveries: RefusedDeliveries | None = None,
+        *,
+        has_documentation: bool = False,
     ) -> None:
-        """trace_ids: an id for each request; None for random ones. deliveries: records refused deliveries."""
+        """trace_ids: an id for each request; None for random ones. deliveries: records refused deliveries.
+
+        has_documentation: the pool serves its documentation, and a refusal links to the page of its code.
+        """
         self._app = app
         self._pseudonyms = pseudonyms
         self._refusals = refusals
         self._metrics = metrics
         self._deliveries = deliveries
         self._trace_ids = trace_ids or _trace_ids()
+        self._code_headers = {
+            code: [code_header(code), *([(b"link", code_link(code))] if has_documentation else [])]
+            for code in ErrorCode
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -157,7 +167,7 @@ class TraceMiddleware:
                 extra = [header for header in wanted if header[0] not in present]
                 message["headers"] = [*message["headers"], (b"x-trace-id", trace.id.encode()), *extra]
                 if (code := trace.code_of(status)) is not None:
-                    message["headers"].append(code_header(code))
+                    message["headers"] += self._code_headers[code]
             await send(message)
 
         crash: BaseException | None = None

@@ -1,43 +1,29 @@
-"""GET /docs/…: the documentation site that `ccp docs build` wrote, if the settings name its directory.
+"""GET /docs/…: the documentation site, prepared in a directory or built by the pool itself.
 
-The site is read once, at the start, and kept compressed: no request opens a file. Its pages run scripts of their own,
-on the origin of the token endpoint. So every page has a Content-Security-Policy that permits no script but the site's
-files and, by their digests, the inline scripts of this page, and no connection to another origin.
+A site is kept in memory and compressed: no request opens a file.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gzip
-import hashlib
-import mimetypes
-import re
-from base64 import b64encode
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from ccp.errors import ConfigurationError, NotFound
+from ccp.errors import NotFound
+from ccp.errors.codes import ErrorCode
+from ccp.server.http import documentation_build
+from ccp.server.http.documentation_site import NOT_FOUND, PREFIX, SharedSite, SiteFile, SiteState, read_site
 from ccp.server.http.middleware.tracing import trace_of
-
-PREFIX: Final = "/docs"
-MAX_SITE: Final = 64 * 2**20
-"""Bytes of all files of a site. A built site has 12 MB, and 2 MB compressed."""
-
-_NOT_FOUND: Final = "404.html"
-"""The page for an unknown path. Its addresses are absolute, and made by the generator for a site at the root."""
-_ABSOLUTE: Final = re.compile(rb"((?:href|src)=\"|\"base\": ?\")/(?!/)")
+from ccp.server.runtime.background import BackgroundTasks
+from ccp.server.runtime.blocking_calls import BlockingCalls
+from ccp.server.settings import Settings
 
 _OPERATION: Final = "documentation"
-_INLINE_SCRIPT: Final = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
-_POLICY: Final = (
-    "default-src 'none'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "font-src 'self'; connect-src 'self'; worker-src 'self'; form-action 'self'; frame-ancestors 'none'; "
-    "base-uri 'none'"
-)
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -46,65 +32,106 @@ _HEADERS: Final = {
     "Cache-Control": "public, no-cache",  # Ask each time whether it has changed: the ETag answers.
     "Vary": "Accept-Encoding",
 }
+_SMALL: Final = 16 * 2**10
+"""Compressed bytes that are decompressed in the event loop: less than a millisecond. Larger files take a thread."""
+_RETRY_AFTER: Final = 3  # Seconds.
+_WAITING: Final = (
+    "The documentation is being built",
+    "This takes some ten seconds after the start of the pool. The page then opens by itself.",
+)
+_FAILED: Final = (
+    "The documentation could not be built",
+    "The log of the pool has the reason and what to do: event <code>documentation not built</code>.",
+)
+_PAGE: Final = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>body {{ font: 1rem/1.6 system-ui, sans-serif; max-width: 36rem; margin: 20vh auto 0; padding: 0 1.5rem }}</style>
+</head>
+<body><main><h1>{title}</h1><p role="status">{text}</p></main></body>
+</html>
+"""
+_PAGE_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
 
 
-class SiteFile(NamedTuple):
-    """A file of the site. compressed: gzip. policy: its Content-Security-Policy."""
+class Site(Protocol):
+    """Where the files of the site come from."""
 
-    compressed: bytes
-    media_type: str
-    etag: str
-    policy: str
+    def open(self, background: BackgroundTasks) -> None:
+        """Start what prepares the files, beside the requests."""
 
-
-def read_site(directory: Path) -> dict[str, SiteFile]:
-    """Read a site: its files by their paths, such as reference/api/opnc.html. Raises ConfigurationError."""
-    files: dict[str, SiteFile] = {}
-    room = MAX_SITE
-    try:
-        for path in sorted(each for each in directory.rglob("*") if each.is_file()):
-            room -= path.stat().st_size
-            if room < 0:
-                raise ConfigurationError(f"documentation_directory: {directory} has more than {MAX_SITE} bytes.")
-            files[path.relative_to(directory).as_posix()] = _site_file(path)
-    except OSError as exc:
-        raise ConfigurationError(f"documentation_directory: {directory} cannot be read: {exc.strerror}.") from exc
-    if "index.html" not in files:
-        raise ConfigurationError(f"documentation_directory: {directory} has no index.html; run `ccp docs build` first.")
-    return files
+    async def files(self) -> Mapping[str, SiteFile] | SiteState:
+        """Return the files by their paths, or the state of a site that is not there."""
 
 
-def _site_file(path: Path) -> SiteFile:
-    content = path.read_bytes()
-    if path.name == _NOT_FOUND:
-        content = _ABSOLUTE.sub(rb"\1" + PREFIX.encode() + b"/", content)
-    media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-    if media_type.startswith("text/"):
-        media_type += "; charset=utf-8"
-    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    scripts = " ".join(("'self'", *_digests(content))) if path.suffix == ".html" else "'none'"
-    return SiteFile(gzip.compress(content, 3, mtime=0), media_type, etag, _POLICY.format(scripts=scripts))
+class PreparedSite:
+    """A site that `ccp docs build` wrote, read at the start."""
+
+    def __init__(self, files: Mapping[str, SiteFile]) -> None:
+        self._files: Final = files
+
+    def open(self, background: BackgroundTasks) -> None:
+        pass
+
+    async def files(self) -> Mapping[str, SiteFile]:
+        return self._files
 
 
-def _digests(page: bytes) -> Iterator[str]:
-    """The sources of the inline scripts of a page, in the words of a Content-Security-Policy, without repetitions."""
-    for script in dict.fromkeys(_INLINE_SCRIPT.findall(page)):
-        yield f"'sha256-{b64encode(hashlib.sha256(script).digest()).decode()}'"
+class BuiltSite:
+    """A site that is built while the pool serves. A worker reads it once, at the first request after the build."""
+
+    def __init__(self, shared: SharedSite) -> None:
+        self._shared: Final = shared
+        self._files: Mapping[str, SiteFile] = {}
+        self._reading: Final = asyncio.Lock()
+        self._threads: Final = BlockingCalls("documentation", max_threads=1, timeout=10)
+
+    def open(self, background: BackgroundTasks) -> None:
+        background.spawn("documentation", documentation_build.build(self._shared))
+
+    async def files(self) -> Mapping[str, SiteFile] | SiteState:
+        if not self._files:
+            if (state := self._shared.state()) is not SiteState.READY:
+                return state
+            async with self._reading:
+                self._files = self._files or await self._threads.run(self._shared.read)
+        return self._files
 
 
-def routes(directory: Path | None) -> list[Route]:
-    """Return the routes, or none without a site. Raises ConfigurationError."""
-    if directory is None:
+def site_of(config: Settings, *, may_build: bool) -> Site | None:
+    """Return the site to serve, None for none. Raises ConfigurationError.
+
+    may_build: this is a worker of `ccp serve`. A pool inside another program serves a prepared site only.
+    """
+    if not config.documentation:
+        return None
+    if config.documentation_directory is not None:
+        return PreparedSite(read_site(config.documentation_directory))
+    shared = documentation_build.prepare(config) if may_build else None
+    return None if shared is None else BuiltSite(shared)
+
+
+def routes(site: Site | None) -> list[Route]:
+    """Return the routes, or none without a site."""
+    if site is None:
         return []
-    files: Mapping[str, SiteFile] = read_site(directory)
+    threads = BlockingCalls("documentation decompression", max_threads=1, timeout=10)
 
     async def show(request: Request) -> Response:
         trace_of(request.scope).operation = _OPERATION
+        files = await site.files()
+        if isinstance(files, SiteState):
+            trace_of(request.scope).code = ErrorCode.TEMPORARILY_UNAVAILABLE
+            return _not_there(files)
         path = request.path_params["path"]
         file = files.get(f"{path}index.html" if not path or path.endswith("/") else path)
         headers, status = dict(_HEADERS), 200
         if file is None:
-            file = files.get(_NOT_FOUND)
+            file = files.get(NOT_FOUND)
             if file is None:
                 raise NotFound("There is no page of the documentation at this address.")
             status = 404
@@ -114,10 +141,22 @@ def routes(directory: Path | None) -> list[Route]:
         if "gzip" in request.headers.get("accept-encoding", ""):
             headers["Content-Encoding"] = "gzip"
             return Response(file.compressed, status, headers, file.media_type)
-        return Response(gzip.decompress(file.compressed), status, headers, file.media_type)
+        small = len(file.compressed) <= _SMALL
+        content = gzip.decompress(file.compressed) if small else await threads.run(gzip.decompress, file.compressed)
+        return Response(content, status, headers, file.media_type)
 
     async def to_front(request: Request) -> Response:
         trace_of(request.scope).operation = _OPERATION
         return RedirectResponse(f"{PREFIX}/", 308)
 
     return [Route(PREFIX, to_front), Route(f"{PREFIX}/{{path:path}}", show)]
+
+
+def _not_there(state: SiteState) -> Response:
+    """The page instead of every page while the site is built, which loads itself again, or if it cannot be built."""
+    building = state is SiteState.BUILDING
+    title, text = _WAITING if building else _FAILED
+    headers = {"Content-Security-Policy": _PAGE_POLICY, "Cache-Control": "no-store"}
+    if building:
+        headers |= {"Refresh": str(_RETRY_AFTER), "Retry-After": str(_RETRY_AFTER)}
+    return HTMLResponse(_PAGE.format(title=title, text=text), 503, headers)
