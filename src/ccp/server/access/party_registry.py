@@ -248,7 +248,7 @@ def _secret_to_keep(
     if revoke is None:
         raise Conflict(
             f"{party.name} has two valid secrets already. "
-            "Choose which one to revoke, the older or the newer, or revoke both."
+            "Choose which one to revoke (end: older or newer), or revoke both (overlap: 0)."
         )
     newer, older = live[:2]
     return newer if revoke is SecretToRevoke.OLDER else older
