@@ -173,7 +173,8 @@ def test_rotate_secret_keeps_two_secrets_and_asks_which_to_revoke(database: str)
     assert len(rotated("A")["secrets"]) == 2
     before = sql(database, "select * from party_secret")
     assert ccp_error("party", "rotate-secret", "A") == (
-        "A has two valid secrets already. Choose which one to revoke (end: older or newer), or revoke both (overlap: 0)."
+        "A has two valid secrets already. "
+        "Choose which one to revoke (end: older or newer), or revoke both (overlap: 0)."
     )
     assert sql(database, "select * from party_secret") == before
     (_, older) = hashes(database)
