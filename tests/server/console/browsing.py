@@ -117,3 +117,8 @@ def logged_in(pool: Pool, name: str = "admin", **options: Any) -> Browser:
     answer = browser.log_in(pool, name)
     assert (answer.status_code, answer.headers["location"]) == (303, "/console/"), answer.text
     return browser
+
+
+def outside(answer: httpx.Response) -> bool:
+    """Whether the person was sent to the log-in."""
+    return answer.status_code == 303 and answer.headers["location"].startswith("/console/login")

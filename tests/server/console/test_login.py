@@ -12,16 +12,11 @@ import pytest
 from ccp.server.domain.parties import PartyRole
 from ccp.server.sandbox.local_pool import loopback, running
 from ccp.testing.pki import PKI
-from tests.server.console.browsing import Browser, Page, admin, logged_in
+from tests.server.console.browsing import Browser, Page, admin, logged_in, outside
 from tests.waiting import wait_until
 from tests.world import Pool, party, start
 
 REFUSED = "Client id or secret is wrong, or the party has not the role admin."
-
-
-def outside(answer: httpx.Response) -> bool:
-    """Whether the person was sent to the log-in."""
-    return answer.status_code == 303 and answer.headers["location"].startswith("/console/login")
 
 
 def ago(pool: Pool, column: str, span: timedelta) -> None:
@@ -81,14 +76,14 @@ def test_login_refuses_with_one_sentence(pool: Pool, browser: Browser) -> None:
 
 def test_login_cookie_is_for_this_browser_and_this_host_only(pool: Pool, browser: Browser) -> None:
     header = browser.log_in(pool).headers["set-cookie"]
-    assert re.fullmatch(r"ccp-console=[\w-]{43}; HttpOnly; Path=/; SameSite=lax", header)
+    assert re.fullmatch(r"ccp-console=[\w-]{43}\.[\w-]{22}; HttpOnly; Path=/; SameSite=lax", header)
 
 
 def test_login_cookie_is_secure_where_the_pool_is_reached_by_tls(pkis: dict[str, PKI]) -> None:
     with start(pkis, [admin()], console=True, base_url="https://pool.example") as pool, Browser(pool.base_url) as one:
         one.http.base_url = httpx.URL(f"http://127.0.0.1:{pool.http.base_url.port}")
         header = one.log_in(pool).headers["set-cookie"]
-        assert re.fullmatch(r"__Host-ccp-console=[\w-]{43}; HttpOnly; Path=/; SameSite=lax; Secure", header)
+        assert re.fullmatch(r"__Host-ccp-console=[\w-]{43}\.[\w-]{22}; HttpOnly; Path=/; SameSite=lax; Secure", header)
 
 
 def test_session_id_is_not_in_the_database_and_new_at_each_login(pool: Pool, browser: Browser) -> None:

@@ -114,6 +114,28 @@ def test_openid_login_gives_the_role_of_the_claim(
     assert "console:jo viewer" in browser.page("/overview").text
 
 
+@pytest.mark.parametrize(
+    ("changed", "stays"),
+    [
+        ({"roles": ["pool-viewer"]}, False),
+        ({"preferred_username": "joanna"}, False),
+        ({"sub": "another", "roles": ["pool-viewer"]}, True),  # Another person of the same name.
+        ({}, True),
+    ],
+    ids=str,
+)
+def test_openid_login_with_other_claims_ends_earlier_sessions_of_the_person(
+    pool: Pool, browser: Browser, provider: OpenIDProvider, ca: PrivateCA, changed: dict[str, Any], stays: bool
+) -> None:
+    log_in(browser, ca)
+    assert "console:jo admin" in browser.page("/overview").text
+    provider.user.update(changed)
+    with Browser(pool.base_url) as second:
+        assert log_in(second, ca).status_code == 303
+        assert second.get("/overview").status_code == 200
+    assert (browser.get("/overview").status_code == 200) is stays
+
+
 def test_console_of_a_viewer_has_no_actions_and_no_pages_of_admins(
     pool: Pool, browser: Browser, provider: OpenIDProvider, ca: PrivateCA
 ) -> None:

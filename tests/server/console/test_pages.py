@@ -271,7 +271,7 @@ def test_audit_search_examines_a_limited_number_of_rows_and_goes_on(
         )  # fmt: skip
     page = person.page("/audit?actor=rare")
     assert "No row matches among the newest 50 rows of the period." in page.text
-    page = person.page(next(link for link in page.links if "until=" in link))
+    page = person.page(next(link for link in page.links if "before=" in link and "audit?" in link))
     assert "rare party.edited" in page.text
     assert person.page("/audit?actor=many").text.count("many party.edited") <= 50
     pool.sql("delete from audit where lane = 99")
@@ -327,7 +327,7 @@ def test_audit_page_shows_older_rows(pool: Pool, person: Browser) -> None:
             number, now - number * 1_000_000,
         )  # fmt: skip
     first = person.page("/audit?actor=many")
-    second = person.page(next(link for link in first.links if "until=" in link))
+    second = person.page(next(link for link in first.links if "before=" in link and "audit?" in link))
     assert (first.text.count("many party.edited"), second.text.count("many party.edited")) == (100, 50)
     pool.sql("delete from audit where lane = 99")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -59,6 +60,18 @@ def parse_form(headers: Headers, body: bytes) -> Form:
     if any("\0" in value for pair in pairs for value in pair):
         raise FieldError("The form has a character that no field may have.")
     return Form(pairs)
+
+
+def parse_time(name: str, text: str) -> datetime:
+    """A time that a person has typed, or that a link of a page has: ISO 8601, in UTC unless it has an offset.
+
+    name: of the field. Raises FieldError.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError) as exc:
+        raise FieldError(f"{name} : must be a time such as 2026-03-01T12:00, which is in UTC") from exc
 
 
 def check_origin(request: Request, public_url: str) -> None:

@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from ccp.errors import FieldError, NotAuthorised, NotFound
 from ccp.ids import EMAID, PCID
 from ccp.server.audit.pseudonyms import Pseudonyms
+from ccp.server.console.pool_keys import load_key
 from ccp.server.pool.refusal_reports import parse_ids
 from ccp.server.storage import Store
-from ccp.server.storage.queries import secrets as secret_queries
 
 _KEY_NAME: Final = "console_handle_key"
 _PREFIX: Final = "~"  # Of an encrypted id; no id begins with it.
@@ -38,11 +38,8 @@ class HandleCipher:
     async def open(self) -> None:
         """Load the key from the database, or create it there. Raises Unavailable."""
         if self._cipher is None:
-            stored = await self._store.read(secret_queries.find(_KEY_NAME))
-            if stored is None:
-                candidate = AESSIV.generate_key(512).hex()
-                stored = await self._store.write(secret_queries.ensure(_KEY_NAME, candidate))
-            self._cipher = AESSIV(hashlib.sha512(stored.encode()).digest())
+            key = await load_key(self._store, _KEY_NAME)
+            self._cipher = AESSIV(hashlib.sha512(key).digest())
 
     def seal(self, canonical: EMAID | PCID) -> str:
         """Encrypt an id for an address."""

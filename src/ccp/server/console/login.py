@@ -7,7 +7,6 @@ provider by such a link; a form of another site gets no cookie, and needs a toke
 
 from __future__ import annotations
 
-import secrets
 from typing import Final
 
 from starlette.requests import Request
@@ -18,13 +17,13 @@ from ccp.errors.codes import ErrorCode
 from ccp.server.console.forms import check_csrf, check_origin, is_page, parse_form
 from ccp.server.console.openid import LOGIN_TIME, OpenIDLogin
 from ccp.server.console.parts import ConsoleParts
+from ccp.server.console.pool_keys import load_key
 from ccp.server.console.rendering import HEADERS, PREFIX, Rendering
 from ccp.server.console.sessions import ConsoleRole, Person, Session, Sessions, credential_of, may_administer
 from ccp.server.console.visit import NOTICES, redirect
 from ccp.server.http import errors
 from ccp.server.http.middleware.client_address import client_of
 from ccp.server.http.middleware.tracing import trace_of
-from ccp.server.storage.queries import secrets as secret_queries
 
 _REFUSED: Final = "Client id or secret is wrong, or the party has not the role admin."
 _MAX_BODY: Final = 8192  # Bytes of the form.
@@ -54,44 +53,49 @@ class Login:
         self._openid = None if oidc is None else OpenIDLogin(oidc, parts.outbound, uri)
 
     async def open(self) -> None:
-        """Load the key of log-ins with an OpenID provider, or create it. Raises Unavailable."""
+        """Load the keys of sessions and of log-ins with an OpenID provider, or create them. Raises Unavailable."""
+        await self._sessions.open()
         if self._openid is not None:
-            name, store = _KEY_NAME, self._parts.store
-            stored = await store.read(secret_queries.find(name))
-            if stored is None:
-                stored = await store.write(secret_queries.ensure(name, secrets.token_hex(32)))
-            self._key = bytes.fromhex(stored)
+            self._key = await load_key(self._parts.store, _KEY_NAME)
 
     # --- The session of a request ---
 
     async def session_of(self, request: Request) -> Session | None:
-        """The session of a request. Raises TooManyRequests, Unavailable."""
-        session_id = request.cookies.get(self._cookie)
+        """The session of a request. Raises TooManyRequests, Unavailable.
+
+        A cookie that this pool did not issue counts as a failure of its address, and causes no query. One of a session
+        that has ended cannot be guessed and does not count: browsers that were open over night lock out no office.
+        """
+        limits, session_id = self._parts.context.limits, self._issued_id(request)
         if session_id is None:
+            if self._cookie in request.cookies:
+                client = client_of(request.scope)
+                limits.check_unauthenticated(client)
+                limits.record_auth_failure(client)
             return None
-        client, limits = client_of(request.scope), self._parts.context.limits
-        limits.check_unauthenticated(client)
         session = await self._sessions.find(session_id, self._agent(request), self._parts.context.clock())
         if session is None:
-            limits.record_auth_failure(client)
             return None
         trace = trace_of(request.scope)
         trace.caller, trace.authenticated = session.actor, True
         limits.check_party(session.actor)
         return session
 
+    def _issued_id(self, request: Request) -> str | None:
+        """The session id in the cookie, if this pool issued it."""
+        given = request.cookies.get(self._cookie)
+        return given if given is not None and self._sessions.is_issued(given) else None
+
     def _agent(self, request: Request) -> str:
-        """What the session is bound to: the browser, and the client certificate if tokens are bound to theirs too."""
+        """What the session is bound to: the client certificate, if the request came with one, and the browser."""
         agent = request.headers.get("user-agent", "")[:500]
-        if self._parts.config.certificate_bound_tokens:
-            return f"{self._parts.context.certificates.thumbprint(request.scope)} {agent}"
-        return agent
+        return f"{self._parts.context.certificates.thumbprint(request.scope) or '-'} {agent}"
 
     # --- Log-in with a client secret ---
 
     async def show(self, request: Request) -> Response:
-        """The page of the log-in."""
-        if await self.session_of(request) is not None:
+        """The page of the log-in. A cookie that was not issued has been counted where it led here."""
+        if self._issued_id(request) is not None and await self.session_of(request) is not None:
             return redirect(f"{PREFIX}/")
         return self._page(request, request.query_params.get("next", ""))
 
@@ -141,11 +145,13 @@ class Login:
         return Person(party.client_id, ConsoleRole.ADMIN, party.client_id, credential_of([matching])[0])
 
     async def _begin(self, request: Request, person: Person, target: str) -> Response:
-        """Start a session with a new id, whatever cookie the browser has."""
+        """Start a session with a new id, whatever cookie the browser has. The session of that cookie ends."""
         trace = trace_of(request.scope)
         trace.caller, trace.authenticated = person.actor, True
         now = self._parts.context.clock()
-        session_id = await self._sessions.begin(person, self._agent(request), now, trace.id)
+        session_id = await self._sessions.begin(
+            person, self._agent(request), now, trace.id, replaced=self._issued_id(request)
+        )
         response = redirect(target if is_page(target) else f"{PREFIX}/")
         response.set_cookie(
             self._cookie,

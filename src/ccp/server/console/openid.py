@@ -32,7 +32,7 @@ from oauthlib.oauth2 import OAuth2Error, WebApplicationClient
 from ccp.errors import CCPError, NotAuthenticated, UpstreamError
 from ccp.server.access.jose import PublicKey, TokenError, UnknownKey, parse_compact, parse_jwk_set, verify
 from ccp.server.access.trusted_issuers import find_claim
-from ccp.server.console.sessions import ConsoleRole, Person, credential_of
+from ccp.server.console.sessions import ConsoleRole, Person, credential_of_subject
 from ccp.server.external.access_tokens import read_secret
 from ccp.server.external.client_tls import ClientTLS
 from ccp.server.external.outbound import HttpResponse, OutboundClient
@@ -254,7 +254,8 @@ class OpenIDLogin:
         else:
             raise ValueError("the person has no role of the console")
         # A client id has no colon, so a person cannot be taken for a party.
-        return Person(f"console:{name}", role, None, credential_of([self._config.issuer])[0], str(subject))
+        credential = credential_of_subject(self._config.issuer, str(subject))
+        return Person(f"console:{name}", role, None, credential, str(subject))
 
 
 def _derived(key: bytes, cookie: str) -> LoginState:

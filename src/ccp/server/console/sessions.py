@@ -1,8 +1,10 @@
 """Sessions of the console: stored in the database, bound to the browser and to the credentials, and limited in time.
 
-The cookie holds 256 random bits; the database holds their SHA-256. A session ends
+The cookie holds 256 random bits and a MAC over them under a key of the pool, so that an id that was not issued is
+recognised without a query. The database holds the SHA-256 of both. A session ends
 
 - at log-out, after `console_session_idle` seconds without a request, and `console_session_lifetime` after the log-in;
+- at another log-in of the same browser, and at a log-in of the same person with another role;
 - when a request has another User-Agent than the log-in;
 - as soon as the party is disabled, is no admin any more, or the secret that it logged in with is no longer valid;
 - when the settings name another OpenID provider than the one that identified the person.
@@ -10,8 +12,10 @@ The cookie holds 256 random bits; the database holds their SHA-256. A session en
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +23,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
+from ccp.server.console.pool_keys import load_key
 from ccp.server.domain.parties import Party, PartyRole
+from ccp.server.runtime.clock import TOLERANCE
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
 from ccp.server.storage.queries import audit, console_sessions
@@ -28,7 +34,8 @@ from ccp.server.storage.queries.console_sessions import SessionState, StoredSess
 
 _TOUCH_INTERVAL: Final = 60.0  # Seconds; so a busy session causes one write a minute.
 _ID_BYTES: Final = 32
-_MAX_COOKIE: Final = 64  # Characters of a session id: 43.
+_SESSION_ID: Final = re.compile(r"([A-Za-z0-9_-]{43})\.([A-Za-z0-9_-]{22})")
+_KEY_NAME: Final = "console_session_key"
 
 
 class ConsoleRole(StrEnum):
@@ -72,10 +79,28 @@ class Sessions:
         self._idle = timedelta(seconds=config.console_session_idle)
         self._lifetime = timedelta(seconds=config.console_session_lifetime)
         self._issuer = config.console_oidc.issuer if config.console_oidc else None
+        self._key = b""
 
-    async def begin(self, person: Person, agent: str, now: datetime, trace_id: str) -> str:
-        """Start a session and record the log-in. Returns the session id. Raises Unavailable."""
-        session_id = secrets.token_urlsafe(_ID_BYTES)
+    async def open(self) -> None:
+        """Load the key of session ids, or create it. Raises Unavailable."""
+        self._key = await load_key(self._store, _KEY_NAME)
+
+    def is_issued(self, session_id: str) -> bool:
+        """Whether a text is the id of a session that this pool has begun, which may have ended."""
+        found = _SESSION_ID.fullmatch(session_id)
+        return found is not None and hmac.compare_digest(found[2], self._mac(found[1]))
+
+    def _mac(self, random: str) -> str:
+        mac = hmac.new(self._key, f"session {random}".encode(), hashlib.sha256).digest()[:16]
+        return base64.urlsafe_b64encode(mac).decode().rstrip("=")
+
+    async def begin(self, person: Person, agent: str, now: datetime, trace_id: str, replaced: str | None = None) -> str:
+        """Start a session and record the log-in. Returns the session id. Raises Unavailable.
+
+        replaced: id of the session that the browser had, which ends.
+        """
+        random = secrets.token_urlsafe(_ID_BYTES)
+        session_id = f"{random}.{self._mac(random)}"
         stored = StoredSession(
             _hashed(session_id),
             person.actor,
@@ -95,14 +120,14 @@ class Sessions:
             {name: value for name, value in subject.items() if value is not None},
             trace_id=trace_id,
         )
-        change = console_sessions.insert(stored, now - self._idle)
+        change = console_sessions.insert(
+            stored, now - self._idle, now + TOLERANCE, None if replaced is None else _hashed(replaced)
+        )
         await self._store.write(audit.with_audit(change, lambda _: (entry,)))
         return session_id
 
-    async def find(self, session_id: str | None, agent: str, now: datetime) -> Session | None:
+    async def find(self, session_id: str, agent: str, now: datetime) -> Session | None:
         """The valid session with an id. Raises Unavailable."""
-        if session_id is None or len(session_id) > _MAX_COOKIE:
-            return None
         state = await self._store.read(console_sessions.find(_hashed(session_id), now))
         if state is None or not self._is_valid(state, agent, now):
             return None
@@ -119,19 +144,20 @@ class Sessions:
         )
 
     async def end(self, session_id: str, session: Session, now: datetime, trace_id: str) -> None:
-        """End a session at log-out. Raises Unavailable."""
+        """End a session at log-out; recorded once if several requests do so. Raises Unavailable."""
         entry = audit.Entry(now, session.actor, Action.CONSOLE_LOGGED_OUT, {}, trace_id=trace_id)
         change = console_sessions.remove(_hashed(session_id))
-        await self._store.write(audit.with_audit(change, lambda _: (entry,)))
+        await self._store.write(audit.with_audit(change, lambda ended: (entry,) if ended else ()))
 
     def _is_valid(self, state: SessionState, agent: str, now: datetime) -> bool:
         stored = state.session
-        if not stored.created_at <= now < stored.expires_at or now - stored.seen_at >= self._idle:
+        # The clock of the worker of the log-in may be ahead; a session of a clock that was set back does not count.
+        if not stored.created_at - TOLERANCE <= now < stored.expires_at or now - stored.seen_at >= self._idle:
             return False
         if not hmac.compare_digest(stored.agent, _hashed(agent)):
             return False
         if stored.client_id is None:
-            return self._issuer is not None and stored.credential == credential_of([self._issuer])[0]
+            return self._issuer is not None and stored.credential.startswith(f"{_hashed(self._issuer)}:")
         return may_administer(state.party) and stored.credential in credential_of(state.secret_hashes)
 
 
@@ -140,9 +166,14 @@ def may_administer(party: Party | None) -> bool:
     return party is not None and party.enabled and PartyRole.ADMIN in party.roles
 
 
-def credential_of(texts: Iterable[str]) -> list[str]:
-    """The value of `StoredSession.credential` for the stored hash of a secret, or for an issuer."""
-    return [_hashed(text) for text in texts]
+def credential_of(secret_hashes: Iterable[str]) -> list[str]:
+    """The value of `StoredSession.credential` for each stored hash of a secret."""
+    return [_hashed(text) for text in secret_hashes]
+
+
+def credential_of_subject(issuer: str, subject: str) -> str:
+    """The value of `StoredSession.credential` for a person of an OpenID provider."""
+    return f"{_hashed(issuer)}:{_hashed(subject)}"
 
 
 def csrf_token(session_id: str) -> str:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ccp.errors import NotAuthorised
+from ccp.server.console.forms import parse_time
 from ccp.server.console.identifiers import IdDisplay
 from ccp.server.console.rendering import HEADERS, PREFIX, Rendering
 from ccp.server.console.sessions import ConsoleRole, Session
@@ -78,6 +79,11 @@ class Visit:
     def query(self, name: str, default: str = "") -> str:
         """The first value of a query parameter, without blanks at its ends; at most 200 characters."""
         return self.request.query_params.get(name, default).strip()[:200]
+
+    def time(self, name: str) -> datetime | None:
+        """The time that a query parameter has, in UTC unless it names an offset. Raises FieldError."""
+        text = self.query(name)
+        return parse_time(name, text) if text else None
 
     def path_part(self, name: str) -> str:
         """A variable part of the path."""

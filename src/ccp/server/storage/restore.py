@@ -29,8 +29,11 @@ KEYS_SINCE: Final = "0016"
 CONSOLE_SINCE: Final = "0018"
 """The revision that added the sessions of the console."""
 
-# Routine rows, which are only counted: publishing and purging repeat by themselves.
-_COUNTED: Final = ("contract.", "vehicle.", "access.", "events.")
+# Routine rows, which are only counted: publishing and purging repeat by themselves, log-ins and tests change nothing.
+_COUNTED: Final = (
+    "contract.", "vehicle.", "access.", "events.", "console.", "audit.", "peer.tested", "service.tested",
+    "webhook.pinged",
+)  # fmt: skip
 
 
 @dataclass(slots=True)

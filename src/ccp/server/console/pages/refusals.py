@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlencode
 
@@ -65,8 +64,8 @@ def wanted_of(visit: Visit, named: EMAID | PCID | None) -> RefusalFilter:
         emaid=named if isinstance(named, EMAID) else None,
         client_id=visit.query("caller").replace("\0", "") or None,
         code=_one_of(visit, "code", [code.value for code in ErrorCode]),
-        since=_time(visit, "since"),
-        until=_time(visit, "until"),
+        since=visit.time("since"),
+        until=visit.time("until"),
         dialect=_one_of(visit, "dialect", list(DIALECTS)),
         edition=_one_of(visit, "edition", [edition.value for edition in Namespace]),
     )
@@ -88,18 +87,6 @@ def _one_of(visit: Visit, name: str, values: list[str]) -> str | None:
     if value and value not in values:
         raise FieldError(f"{name} : has no such value")
     return value or None
-
-
-def _time(visit: Visit, name: str) -> datetime | None:
-    """A time as a field of a form has it, in UTC."""
-    text = visit.query(name)
-    if not text:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except (ValueError, OverflowError) as exc:
-        raise FieldError(f"{name} : must be a time as in ISO 8601") from exc
 
 
 def _cursor(text: str) -> tuple[int, str]:

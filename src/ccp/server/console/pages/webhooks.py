@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -10,7 +9,7 @@ from starlette.responses import Response
 
 from ccp.errors import FieldError
 from ccp.server.console.application import Console
-from ccp.server.console.forms import Form
+from ccp.server.console.forms import Form, parse_time
 from ccp.server.console.parts import ConsoleParts
 from ccp.server.console.visit import Visit
 from ccp.server.domain.statistics import WebhookBacklog
@@ -128,10 +127,7 @@ def _cursor(text: str) -> DeliveryCursor | None:
     moment, _, event_id = text.partition(" ")
     if not text:
         return None
-    try:
-        return datetime.fromisoformat(moment).astimezone(UTC), event_id
-    except (ValueError, OverflowError) as exc:
-        raise FieldError("before : must be a time and an event id") from exc
+    return parse_time("before", moment), event_id
 
 
 def host_of(webhook: Webhook) -> str:

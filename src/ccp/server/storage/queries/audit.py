@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from ccp.errors import ConfigurationError
 from ccp.server.domain.parties import Standing
@@ -42,6 +42,8 @@ from ccp.server.storage.queries.caller_standing import STANDING_EXPRESSION, chec
 from ccp.server.storage.queries.contracts import instant, microseconds
 
 SHARDS: Final = 16
+MAX_LANE: Final = 32_767
+"""The largest value of the column `lane`."""
 GENESIS_HASH: Final = "0" * 64
 """The previous hash of the first row."""
 
@@ -130,6 +132,10 @@ class Entry:
         return zlib.crc32(str(about).encode()) % SHARDS
 
 
+Place: TypeAlias = tuple[int, int, int]
+"""Time (microseconds since 1970), shard and number of a row: its place in lists."""
+
+
 @dataclass(frozen=True, slots=True)
 class AuditRow:
     """A stored row.
@@ -153,6 +159,11 @@ class AuditRow:
     def when(self) -> datetime:
         """The time of the row."""
         return instant(self.at)
+
+    @property
+    def place(self) -> Place:
+        """The place of the row in lists, which are newest first."""
+        return self.at, self.lane, self.number
 
     def names(self, canonical: str) -> bool:
         """Whether the subject contains an id as a whole word, in its canonical form or in lower case."""
@@ -316,8 +327,25 @@ def count_outside_shards() -> Query[int]:
 
 
 @long_read
-def search(wanted: Filter, limit: int) -> Query[list[AuditRow]]:
-    """The matching rows, newest first."""
+def search(wanted: Filter, limit: int, before: Place | None = None) -> Query[list[AuditRow]]:
+    """The matching rows, newest first, beginning after a place. Fewer than `limit` after the last ones."""
+    found: list[AuditRow] = []
+    while True:
+        asked = limit - len(found)
+        rows = yield _search(wanted, asked, before)
+        read = [AuditRow(*row) for row in rows]
+        found += [row for row in read if all(row.names(canonical) for canonical in wanted.ids)]
+        if len(read) < asked or len(found) == limit:
+            return found
+        before = read[-1].place
+
+
+def before_time(at: datetime) -> Place:
+    """The place before every row of a time."""
+    return microseconds(at), MAX_LANE, 0
+
+
+def _search(wanted: Filter, limit: int, before: Place | None) -> tuple[str, Row]:
     conditions: list[str] = []
     parameters: list[Any] = []
 
@@ -339,13 +367,17 @@ def search(wanted: Filter, limit: int) -> Query[list[AuditRow]]:
         add("outcome = ?", wanted.outcome)
     for canonical in wanted.ids:
         add(_NAMES, _pattern(canonical))
+    if before is not None:
+        at, lane, number = (f"${len(parameters) + place}" for place in (1, 2, 3))
+        parameters += before
+        # The first condition bounds the index; the second excludes what the pages before have shown.
+        conditions.append(f"at <= {at} and (at < {at} or lane > {lane} or (lane = {lane} and number < {number}))")
     where = f"where {' and '.join(conditions)} " if conditions else ""
     parameters.append(limit)
-    rows = yield (
+    return (
         f"select {_COLUMNS} from audit {where}order by at desc, lane, number desc limit ${len(parameters)}",  # noqa: S608
         tuple(parameters),
     )
-    return [row for row in (AuditRow(*row) for row in rows) if all(row.names(canonical) for canonical in wanted.ids)]
 
 
 @read_committed

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from ccp.server.domain.parties import Party
-from ccp.server.storage.engine.query import Query, Row, read_committed
+from ccp.server.storage.engine.query import Query, Row, read_committed, retryable
 from ccp.server.storage.queries import parties
 from ccp.server.storage.queries.contracts import instant, microseconds
 
@@ -24,8 +24,8 @@ class StoredSession:
 
     id_hash: SHA-256 of its id, hexadecimal. actor: name in the audit trail. client_id: of the party that logged in,
     None for a person of an OpenID provider. role: "admin" or "viewer". credential: SHA-256 of the stored hash of the
-    party's secret, or the issuer of the ID token. agent: SHA-256 of the User-Agent. seen_at: of the last request, to
-    about a minute. expires_at: the absolute end.
+    party's secret, or those of issuer and subject of the ID token. agent: SHA-256 of the User-Agent. seen_at: of the
+    last request, to about a minute. expires_at: the absolute end.
     """
 
     id_hash: str = field(repr=False)
@@ -66,14 +66,26 @@ def find(id_hash: str, now: datetime) -> Query[SessionState | None]:
     return SessionState(session, party, tuple(entry.hash for entry in hashes))
 
 
-def insert(session: StoredSession, idle_since: datetime) -> Query[None]:
-    """Store a session. Removes expired ones, and the oldest of the same actor and of all that exceed the maximum.
+@retryable
+def insert(session: StoredSession, idle_since: datetime, ahead: datetime, replaced: str | None = None) -> Query[None]:
+    """Store a session.
 
-    idle_since: sessions without a request since then have expired.
+    Removes expired ones, those of the same person under another role or name, and the oldest of the same actor and of
+    all that exceed the maximum. idle_since: sessions without a request since then have expired. ahead: sessions that
+    began after it are of a clock that was wrong. replaced: id_hash of a session to remove.
     """
     yield (
-        "delete from console_session where expires_at <= $1 or seen_at <= $2",
-        (microseconds(session.created_at), microseconds(idle_since)),
+        "delete from console_session where expires_at <= $1 or seen_at <= $2 or created_at > $3 or id_hash = $4 "
+        "or (credential = $5 and (role <> $6 or actor <> $7))",
+        (
+            microseconds(session.created_at),
+            microseconds(idle_since),
+            microseconds(ahead),
+            replaced or "",
+            session.credential,
+            session.role,
+            session.actor,
+        ),
     )
     kept = "select id_hash from console_session where actor = $1 order by created_at desc, id_hash limit $2"
     yield (
@@ -106,9 +118,10 @@ def touch(id_hash: str, now: datetime) -> Query[None]:
     )
 
 
-def remove(id_hash: str) -> Query[None]:
-    """End a session."""
-    yield "delete from console_session where id_hash = $1", (id_hash,)
+@retryable
+def remove(id_hash: str) -> Query[bool]:
+    """End a session. Returns False if it has ended already."""
+    return bool((yield "delete from console_session where id_hash = $1 returning id_hash", (id_hash,)))
 
 
 def remove_all() -> Query[None]:

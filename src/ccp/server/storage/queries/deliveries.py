@@ -109,7 +109,8 @@ def list_page(
         add("state = ?", state.value)
     if before is not None:
         created_at = microseconds(before[0])
-        add("(created_at < ? or (created_at = ? and event_id < ?))", created_at, created_at, before[1])
+        # The first condition bounds the index; the second excludes what the pages before have shown.
+        add("created_at <= ? and (created_at < ? or event_id < ?)", created_at, created_at, before[1])
     parameters.append(limit)
     rows = yield (
         f"select {COLUMNS} from delivery where {' and '.join(conditions)} "  # noqa: S608  constants

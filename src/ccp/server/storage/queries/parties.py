@@ -126,7 +126,10 @@ def insert(party: Party, secret_hash: str, now: datetime) -> Query[None]:
 
 
 def update(before: Party, after: Party) -> Query[None]:
-    """Replace a party, after `lock`. Ids that it gives up are free at once. Raises Conflict."""
+    """Replace a party, after `lock`. Ids that it gives up are free at once. Raises Conflict.
+
+    Its sessions of the console end if it may not use that now, and are not there when it may again.
+    """
     if after.name != before.name:
         yield from _check_names(after, without=before.client_id)
     were, are = owned_ids(before), owned_ids(after)
@@ -145,6 +148,8 @@ def update(before: Party, after: Party) -> Query[None]:
     client_id, name, _, *others = _values(after)
     forms = fold_name(client_id), fold_name(name), name
     yield statement, (client_id, name, _json({*after.roles, *kept}), *others, *forms)
+    if not after.enabled or PartyRole.ADMIN not in after.roles:
+        yield "delete from console_session where client_id = $1", (client_id,)
     yield from change_counters.bump_and_log(ChangeCounter.PARTIES, client_id)
 
 
