@@ -43,7 +43,9 @@ _SAMPLE: Final = f".sandbox/samples/iso2/publish_{EMAID}.json"
 def commands(message: str) -> list[tuple[str, int]]:
     """The session in the terminal: commands and their exit status. message: Base64, of which one byte is changed."""
     place = len(message) * 2 // 3
-    old = re.sub(r"[^A-Za-z0-9].*", "", message[place : place + 16])
+    found = re.compile(r"[A-Za-z0-9]{16}").search(message, place)  # Long enough to be there once, nothing to escape.
+    assert found is not None
+    old = found[0]
     new = old[:-1] + ("A" if old[-1] != "A" else "B")
     return [
         ("ccp demo", 0),
