@@ -51,8 +51,10 @@ test-fast: $(VENV)/dev
 coverage: $(VENV)/dev
 	$(COVERED)
 
-# The documentation site, to look at in a browser: build/site/index.html.
+# Brings the tables of settings up to date, and builds the documentation site, to look at in a browser:
+# build/site/index.html.
 docs: $(VENV)/dev
+	$(BIN)/python -m ccp.cli.documentation.settings_tables docs
 	$(BIN)/ccp docs build build/site
 
 # The pictures of docs/see-it.md and the recording of a terminal, out of a running sandbox. Needs Chromium.

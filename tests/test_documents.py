@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ccp.cli.documentation import settings_tables
 from ccp.server.settings import Settings
 from ccp.server.settings.reloading import RELOADABLE
 from ccp.server.settings.services import SERVICES, ServiceSettings
@@ -43,6 +44,18 @@ def test_log_event_table_says_what_to_do_about_each() -> None:
     rows = table(section("The log"))
     assert {len(row) for row in rows} == {4}
     assert [row[0] for row in rows[1:] if len(row[3].split()) < 4] == []
+
+
+@pytest.mark.parametrize("name", settings_tables.DOCUMENTS)
+def test_settings_tables_are_those_of_the_code(name: str) -> None:
+    text = (DOCS / name).read_text("utf-8")
+    assert text == settings_tables.update(text), "run `make docs`"
+
+
+def test_settings_tables_have_each_setting_with_its_meaning_once() -> None:
+    rows = table((DOCS / "settings.md").read_text("utf-8").partition("\n## Reload\n")[0])
+    names = [name.strip("`").removesuffix("_…") for name, _, meaning in rows if name.startswith("`") and meaning]
+    assert sorted(names) == sorted(Settings.model_fields)
 
 
 def test_settings_table_says_each_default() -> None:

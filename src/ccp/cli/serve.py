@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ccp.cli import startup
+from ccp.cli.documentation.markdown import plain
 from ccp.cli.output import ConfigOption, JsonOption, ServerConfigOption, print_json, print_line, print_table
 from ccp.errors import ConfigurationError
 from ccp.server import settings
@@ -271,10 +272,10 @@ def _rows(shown: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         described = Settings.model_fields.get(name)
         meaning = f"File that holds {name.removesuffix('_file')}." if described is None else described.description or ""
         if name not in SERVICES:
-            yield name, "" if value is None else str(value), meaning
+            yield name, "" if value is None else str(value), plain(meaning)
             continue
         for member, field in ServiceSettings.model_fields.items():
             member_value = (value or {}).get(member)
             if value or member == "url":
                 text = "" if member_value is None else str(member_value)
-                yield f"{name}_{member}", text, meaning if member == "url" else field.description or ""
+                yield f"{name}_{member}", text, plain(meaning if member == "url" else field.description or "")

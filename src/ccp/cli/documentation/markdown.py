@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -13,6 +14,11 @@ def code(text: str) -> str:
 def one_line(text: str) -> str:
     """A text as a cell of a table: one line, without characters that end a cell."""
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def plain(text: str) -> str:
+    """A text for a terminal: links and code spans as their words."""
+    return re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text).replace("`", "").replace("*", "")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

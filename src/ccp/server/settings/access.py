@@ -20,30 +20,36 @@ class AccessSettings(BaseModel):
         3600, description="Validity of access tokens, seconds."
     )
     token_key_lifetime: Annotated[int, Field(ge=0)] = Field(
-        2_592_000, description="Age at which a signing key of access tokens is replaced, seconds; 0: only by command."
+        2_592_000,
+        description="Age at which a signing key of access tokens is replaced, seconds; `0`: only by `ccp keys rotate`.",
     )
     certificate_bound_tokens: bool = Field(
-        False, description="Bind each access token to the client certificate of the token request (RFC 8705)."
+        False,
+        description="Bind each access token to the client certificate of the token request (RFC 8705); a token "
+        "request without exactly one readable certificate is refused.",
     )
     issuers: tuple[IssuerSettings, ...] = Field(
-        (), description="Other authorisation servers whose access tokens are accepted, [[issuers]] tables of the file."
+        (),
+        description="Other authorisation servers whose access tokens are accepted: `[[issuers]]` tables of the file, "
+        "see [other issuers](#other-issuers).",
     )
     rate_limit_per_address: Annotated[int, Field(ge=0)] = Field(
-        1000, description="Requests per second from one address, with a burst of twice as many; 0: no limit."
+        1000, description="Requests per second from one address, with a burst of twice as many; `0`: no limit."
     )
     rate_limit_per_party: Annotated[int, Field(ge=0)] = Field(
-        500, description="Requests per second of one party, with a burst of twice as many; 0: no limit."
+        500, description="Requests per second of one party, with a burst of twice as many; `0`: no limit."
     )
     rate_limit_unauthenticated: Annotated[int, Field(ge=0)] = Field(
         5,
-        description="Requests per second without a valid token from one address, with a burst of 20 times as many; 0: "
-        "no limit.",
+        description="Requests per second without a valid token from one address, with a burst of 20 times as many; "
+        "`0`: no limit.",
     )
     login_failures_per_minute: Annotated[int, Field(ge=0)] = Field(
         10,
-        description="Failed token requests per minute for one client id from one address (or from unknown addresses); "
-        "five times as many for all client ids from one address, and for one client id from all addresses; 0: no "
-        "limit.",
+        description="Failed token requests per minute for one client id from one address; five times as many for all "
+        "client ids from one address, and for one client id from all addresses; where the address is not "
+        "known, for the client id only. A secret that a worker of this machine has verified before is "
+        "not throttled. `0`: no limit.",
     )
     rate_limit_file: Path | None = Field(
         None,

@@ -23,29 +23,35 @@ class APISettings(BaseModel):
     """Peers, and what differs between the APIs."""
 
     pool_id: Annotated[str, Field(pattern=r"^[!-~]{1,64}$")] | None = Field(
-        None, description="Party id of this pool, as peers send it in OPNC-to-party-id."
+        None, description="Party id of this pool, as peers send it in `OPNC-to-party-id`."
     )
     peer_delivery_timeout: Annotated[float, Field(gt=0, le=4)] = Field(
         1.5, description="Timeout of peers for a vehicle's request, seconds. A vehicle waits five seconds in total."
     )
     peer_negative_ttl: Annotated[float, Field(ge=0, le=3600)] = Field(
         30,
-        description="Seconds for which a peer without a contract for a vehicle is not asked for it again; 0: none.",
+        description="Seconds for which a peer without a contract for a vehicle is not asked for it again; `0`: it is "
+        "asked every time. See *Peers* in [known limitations](known-limitations.md).",
     )
     broadcast_rate: Annotated[int, Field(ge=0)] = Field(
         200,
-        description="Requests to peers per second that one party's broadcasts may cause in a worker; 0: no limit.",
+        description="Requests to peers per second that the broadcasts of one party may cause in each worker; all "
+        "parties together may cause twice as many. Beyond that a broadcast is answered from this pool "
+        "only. `0`: no limit.",
     )
     peer_request_timeout: Annotated[float, Field(gt=0, le=60)] = Field(
         10, description="Timeout of a peer for a request addressed to it, other than a vehicle's, seconds."
     )
-    opcp: bool = Field(True, description="Serve OPCP, the predecessor of OPNC, under /v1.")
+    opcp: bool = Field(True, description="Serve OPCP, the predecessor of OPNC, under `/v1`.")
     opcp_no_contract_response: OPCPNoContractResponse = Field(
         OPCPNoContractResponse.DELIVER,
-        description="OPCP request without a contract. deliver: 200 with the negative message. 404: status 404 with it.",
+        description="Response to an OPCP request without a contract. `deliver`: 200 with the negative message. "
+        "`404`: status 404 with it.",
     )
     opcp_detect_edition: bool = Field(
-        True, description="The edition of a vehicle's OPCP request is that of its message, whatever the body states."
+        True,
+        description="The edition of a vehicle's OPCP request is that of its message, whatever `xsdMsgDefNamespace` "
+        "states.",
     )
     ocpp_repetition_time: Annotated[int, Field(ge=10, le=86_400)] = Field(
         600,
@@ -53,8 +59,12 @@ class APISettings(BaseModel):
         "answer to a request that it repeats.",
     )
     documentation: bool = Field(
-        True, description="Serve the documentation under /docs, if the extra docs is installed or a site is prepared."
+        True,
+        description="Serve the [documentation](install.md#documentation) under `/docs`, without a token, if the "
+        "extra `docs` is installed or `documentation_directory` is set.",
     )
     documentation_directory: Path | None = Field(
-        None, description="Directory of a site that `ccp docs build` wrote, to serve instead of one built at the start."
+        None,
+        description="Directory of a site that `ccp docs build` wrote, to serve instead of the one that the pool "
+        "builds at its start.",
     )

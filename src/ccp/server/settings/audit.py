@@ -22,27 +22,29 @@ class AuditSettings(BaseModel):
     """Where the audit trail is streamed to."""
 
     audit_stream: Literal["file", "syslog", "webhook"] | None = Field(
-        None, description="Send each row of the audit trail to a file, a syslog receiver or a webhook."
+        None,
+        description="Send each row of the audit trail to a file (`file`), a syslog receiver (`syslog`) or a webhook "
+        "(`webhook`); see [Stream](audit.md#stream).",
     )
     audit_stream_file: Path | None = Field(
-        None, description="audit_stream = file: file to append JSON lines to; created with mode 0600."
+        None, description="`file`: file to append JSON lines to; created with mode 0600."
     )
     audit_stream_syslog: str | None = Field(
         None,
-        description="audit_stream = syslog: receiver of RFC 5424 messages: tls://HOST:PORT, tcp://HOST:PORT or "
-        "unix:///SOCKET.",
+        description="`syslog`: receiver of RFC 5424 messages: `tls://HOST:PORT`, `tcp://HOST:PORT` or "
+        "`unix:///SOCKET` (a stream socket); default ports 6514 and 601.",
     )
     audit_stream_url: str | None = Field(
-        None, description="audit_stream = webhook: https URL; http is accepted on this machine only."
+        None, description="`webhook`: https URL; http is accepted on this machine only."
     )
     audit_stream_secret: Annotated[SecretStr, Field(min_length=16)] | None = Field(
-        None, description="audit_stream = webhook: key of the HMAC in X-Operator-Signature."
+        None, description="`webhook`: key of the HMAC-SHA256 over the body, in `X-Operator-Signature`."
     )
     audit_stream_ca: Path | None = Field(
-        None, description="CA certificates of the receiver (tls or https), PEM; default: those of the system."
+        None, description="CA certificates of the receiver (TLS), PEM, instead of those of the system."
     )
-    audit_stream_tls_cert: Path | None = Field(None, description="Client certificate for the receiver, PEM.")
-    audit_stream_tls_key: Path | None = Field(None, description="Private key for audit_stream_tls_cert, PEM.")
+    audit_stream_tls_cert: Path | None = Field(None, description="Client certificate chain for the receiver, PEM.")
+    audit_stream_tls_key: Path | None = Field(None, description="Private key for `audit_stream_tls_cert`, PEM.")
 
 
 def check_audit_stream(settings: AuditSettings) -> None:

@@ -20,20 +20,33 @@ class ConsoleOIDCSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    issuer: str = Field(description="Issuer of the provider, an https URL; its metadata is found below it.")
+    issuer: str = Field(
+        description="Issuer of the ID tokens, an https URL; its metadata is at `/.well-known/openid-configuration` "
+        "below it."
+    )
     client_id: Annotated[str, Field(min_length=1)] = Field(description="Client id of the console at the provider.")
-    client_secret: SecretStr | None = Field(None, description="Secret of the client id; none for a public client.")
+    client_secret: SecretStr | None = Field(
+        None, description="Secret of the client id; without a secret the console is a public client."
+    )
     client_secret_file: Path | None = Field(None, description="File with the secret; read at each log-in.")
     name: str = Field("single sign-on", description="Name of the provider on the page of the log-in.")
     scopes: tuple[str, ...] = Field(("openid", "profile"), description="Scopes to request.")
     name_claim: str = Field(
-        "preferred_username", description="Claim of the ID token with the person's name for the audit trail."
+        "preferred_username",
+        description="Claim of the ID token with the person's name for the audit trail. The log-in is recorded with "
+        "`sub` too, because a provider may let persons change their names.",
     )
-    role_claim: str = Field("roles", description="Claim of the ID token with the person's roles.")
+    role_claim: str = Field(
+        "roles",
+        description="Claim of the ID token with the person's roles: a list, or one string separated by blanks. A dot "
+        "descends into an object.",
+    )
     admin_roles: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        ("admin",), description="Values of role_claim that give the role admin."
+        ("admin",), description="Values of `role_claim` that give the role `admin`."
     )
-    viewer_roles: tuple[str, ...] = Field(("viewer",), description="Values of role_claim that give the role viewer.")
+    viewer_roles: tuple[str, ...] = Field(
+        ("viewer",), description="Values of `role_claim` that give the role `viewer`."
+    )
     algorithms: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         ("RS256", "PS256", "ES256"), description="Allowed signature algorithms of the ID token."
     )
@@ -83,7 +96,7 @@ class ConsoleOIDCSettings(BaseModel):
 class ConsoleSettings(BaseModel):
     """The console and its sessions."""
 
-    console: bool = Field(False, description="Serve the operator's console under /console.")
+    console: bool = Field(False, description="Serve the operator's [console](console.md) under `/console`.")
     console_session_idle: Annotated[int, Field(ge=60, le=86_400)] = Field(
         1800, description="Seconds without a request after which a session of the console ends."
     )
@@ -91,11 +104,15 @@ class ConsoleSettings(BaseModel):
         28_800, description="Seconds after the log-in at which a session of the console ends."
     )
     try_it: bool = Field(
-        False, description="Serve the page /try-it, on which anyone can have a message explained; for laboratories."
+        False,
+        description="Serve the public page [`/try-it`](console.md#the-public-page-for-laboratories), on which anyone "
+        "can have a message explained; for laboratories.",
     )
     try_it_per_minute: Annotated[int, Field(ge=0)] = Field(
-        20, description="Messages that the page /try-it explains to one address per minute; 0: no limit."
+        20, description="Messages that the page `/try-it` explains to one address per minute; `0`: no limit."
     )
     console_oidc: ConsoleOIDCSettings | None = Field(
-        None, description="OpenID provider whose users may log in, the table [console_oidc] of the file."
+        None,
+        description="OpenID provider whose users may log in to the console: the table `[console_oidc]` of the file, "
+        "see [console](console.md#log-in-with-an-openid-provider).",
     )

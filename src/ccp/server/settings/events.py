@@ -11,10 +11,11 @@ class EventSettings(BaseModel):
     """Which events the pool sends, and how."""
 
     event_allow_http: bool = Field(
-        False, description="Accept webhooks without TLS (http://); for laboratories, since events contain contract ids."
+        False,
+        description="Accept webhooks without TLS (`http://`); for laboratories, since events contain contract ids.",
     )
     event_dispatch: bool = Field(
-        True, description="Send events from the server's workers; otherwise run `ccp events dispatch`."
+        True, description="The server's workers send events; `false` leaves it to `ccp events dispatch`."
     )
     event_timeout: Annotated[float, Field(gt=0, le=60)] = Field(10, description="Timeout of a webhook, seconds.")
     event_concurrency: Annotated[int, Field(ge=1, le=100)] = Field(
@@ -31,7 +32,9 @@ class EventSettings(BaseModel):
         604_800, description="Seconds for which the delivery of an event is kept on record."
     )
     event_expiring_days: tuple[Annotated[int, Field(ge=1, le=3650)], ...] = Field(
-        (30, 7), description="Days before the end of a contract at which its eMSP is told; empty: never."
+        (30, 7),
+        description="Days before the end of a contract at which its eMSP is notified (`emsp.contract.expiring`); "
+        "empty: never.",
     )
     event_check_interval: Annotated[float, Field(gt=0)] = Field(
         600, description="Seconds between two searches for expired roots and for expiring or undeliverable contracts."
@@ -40,5 +43,5 @@ class EventSettings(BaseModel):
         86_400, description="Seconds for which a replaced secret of a webhook stays valid, at most and by default."
     )
     event_pings_per_minute: Annotated[int, Field(ge=0)] = Field(
-        6, description="Test events (ping) that a party may send to its webhooks per minute; 0: no limit."
+        6, description="Test events (`ping`) that a party may send to its webhooks per minute; `0`: no limit."
     )

@@ -24,36 +24,54 @@ class EnrolmentSubjects(StrEnum):
 class ExternalSettings(BaseModel):
     """Root and Provisioning Certificate Pool, PKI service, EST server, Certificate Provisioning Service."""
 
-    rcp: ServiceSettings | None = Field(None, description="Root Certificate Pool to fetch anchors from.")
+    rcp: ServiceSettings | None = Field(
+        None, description="Root Certificate Pool to fetch anchors from; see [external services](#external-services)."
+    )
     rcp_interval: Annotated[int, Field(ge=60)] = Field(
         86_400, description="Seconds between two synchronisations with the Root Certificate Pool."
     )
     rcp_roles: Annotated[tuple[AnchorRole, ...], Field(min_length=1)] = Field(
-        tuple(AnchorRole), description="Roles for which roots of the Root Certificate Pool are trusted; default: all."
+        tuple(AnchorRole), description="Roles for which roots of the Root Certificate Pool are trusted."
     )
-    pcp: ServiceSettings | None = Field(None, description="Provisioning Certificate Pool: vehicles and their keys.")
+    pcp: ServiceSettings | None = Field(
+        None,
+        description="Provisioning Certificate Pool: vehicles and their current keys; see [external "
+        "services](#external-services).",
+    )
     require_known_vehicle: bool | None = Field(
         None,
-        description="Refuse a contract for a PCID that is unknown to the Provisioning Certificate Pool; default: true "
-        "if pcp_url is set.",
+        description="Refuse a contract for a PCID that is unknown to the Provisioning Certificate Pool (400), and "
+        "every contract while that pool does not answer (503). Default: `true` if `pcp_url` is set.",
     )
     pcp_webhook_secret: Annotated[SecretStr, Field(min_length=1)] | None = Field(
-        None, description="HMAC key for events of the Provisioning Certificate Pool; without it they are refused."
+        None,
+        description="HMAC key for the events that the Provisioning Certificate Pool posts to "
+        "`/opnc/v1/ccp/events/pcp`; without it they are refused.",
     )
-    pki: ServiceSettings | None = Field(None, description="PKI service that revokes contract certificates.")
-    est: ServiceSettings | None = Field(None, description="EST server that issues certificates to charging stations.")
+    pki: ServiceSettings | None = Field(
+        None, description="PKI service that revokes contract certificates; see [external services](#external-services)."
+    )
+    est: ServiceSettings | None = Field(
+        None,
+        description="EST server that issues certificates to charging stations; see [external "
+        "services](#external-services).",
+    )
     est_labels: dict[Annotated[str, Field(pattern=CA_LABEL)], Annotated[str, Field(pattern=f"^$|{CA_LABEL}")]] = Field(
         {"cpo": "cpo"},
-        description="CAs that charge point operators may name in EST requests, and the label of each at the EST "
-        "server; empty: the server's default CA.",
+        description="CAs that charge point operators may name in a path of EST, and the label of each at the EST "
+        "server; an empty label is the server's default CA. A CA for other certificates than those of "
+        "stations does not belong here.",
     )
     est_subjects: EnrolmentSubjects = Field(
         EnrolmentSubjects.OWN,
-        description="Common name of a certificate request. own: an EVSE id of the caller's operator ids. any: left to "
-        "the EST server.",
+        description="`own`: the common name of a certificate request must be an EVSE id of the caller's operator "
+        "ids, because the EST server sees the pool's credentials only. `any`: the EST server decides. "
+        "Other attributes and extensions of a request are always the EST server's to check.",
     )
     cps: ServiceSettings | None = Field(
-        None, description="Certificate Provisioning Service whose certificates `ccp neighbour test` verifies."
+        None,
+        description="Certificate Provisioning Service, used by `ccp neighbour test` only; see [external "
+        "services](#external-services).",
     )
 
     @property

@@ -26,26 +26,28 @@ class IssuerSettings(BaseModel):
 
     issuer: Annotated[str, Field(min_length=1)] = Field(description="Value of `iss` in its tokens.")
     jwks_url: str | None = Field(None, description="URL of its JWK set; https.")
-    jwks_file: Path | None = Field(None, description="File with its JWK set, instead of jwks_url.")
-    allow_http: bool = Field(False, description="Accept an http URL as jwks_url; for laboratories only.")
-    audience: str | None = Field(None, description="Required value in `aud` of its tokens; default: base_url.")
-    algorithms: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="Allowed signature algorithms.")
+    jwks_file: Path | None = Field(None, description="File with its JWK set, instead of `jwks_url`.")
+    allow_http: bool = Field(False, description="Accept an http URL as `jwks_url`; for laboratories only.")
+    audience: str | None = Field(None, description="Required value in `aud` of its tokens; default: `base_url`.")
+    algorithms: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="Allowed signature algorithms; neither `none` nor HMAC."
+    )
     prefix: Annotated[str, Field(pattern=r"^[!-9;-~]{1,100}$")] | None = Field(
         None, description="Prefix of its callers' client ids, followed by a colon; default: the whole issuer."
     )
     client_claim: str = Field("sub", description="Claim with the caller's name.")
-    denied_clients: tuple[str, ...] = Field((), description="Callers to refuse, by the value of client_claim.")
+    denied_clients: tuple[str, ...] = Field((), description="Callers to refuse, by the value of `client_claim`.")
     roles: tuple[PartyRole, ...] = Field((), description="Roles of every caller.")
     role_claim: str | None = Field(None, description="Claim with the caller's roles.")
     role_map: dict[str, PartyRole] = Field(
-        {}, description="Role for each value of role_claim; default: the values are the pool's role names."
+        {}, description="Role for each value of `role_claim`; default: the values are the pool's role names."
     )
     provider_claim: str | None = Field(None, description="Claim with provider ids.")
     wmi_claim: str | None = Field(None, description="Claim with WMIs.")
     operator_claim: str | None = Field(None, description="Claim with operator ids.")
     all_providers: bool = Field(False, description="Its CPSs sign for every provider.")
     allowed_roles: tuple[PartyRole, ...] | None = Field(
-        None, description="Roles that it may assign; default: all but admin."
+        None, description="Roles that it may assign; default: all but `admin`."
     )
     allowed_provider_ids: tuple[str, ...] | None = Field(
         None, description="Provider ids that it may assign; default: any."

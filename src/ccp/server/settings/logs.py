@@ -29,26 +29,35 @@ class LogSettings(BaseModel):
 
     metrics: MetricsAccess = Field(
         MetricsAccess.LOOPBACK,
-        description="Access to /metrics. loopback: callers on this machine, and the roles admin and metrics. "
-        "admin: these roles only. off: none.",
+        description="Access to `GET /metrics`. `loopback`: callers on this machine that do not use a proxy, and the "
+        "roles `admin` and `metrics`. `admin`: these roles only. `off`: none.",
     )
     statistics_interval: Annotated[float, Field(gt=0, le=86400)] = Field(
-        300, description="Seconds between two counts of contracts, vehicles and evidence, by one of all workers."
+        300,
+        description="Seconds between two counts of contracts, vehicles and revocation evidence for the metrics, by "
+        "one of all workers.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level to log.")
     log_identifiers: LogIdentifiers = Field(
         LogIdentifiers.PSEUDONYM,
-        description="EMAIDs and PCIDs in the log. pseudonym: a keyed hash. owner: provider id or WMI only. clear.",
+        description="EMAIDs and PCIDs in the log. `pseudonym`: a keyed hash. `owner`: provider id or WMI only. "
+        "`clear`: as they are.",
     )
     log_pseudonym_key: Annotated[SecretStr, Field(min_length=16)] | None = Field(
-        None, description="Key of the keyed hash; default: a key that the pool generates and stores in its database."
+        None, description="Key of the keyed hash. Default: a key that the pool generates and stores in its database."
     )
     refusal_retention: Annotated[int, Field(ge=0)] = Field(
-        2_592_000, description="Seconds for which the reasons of refused deliveries are kept; 0: they are not recorded."
+        2_592_000,
+        description="Seconds for which the reasons of refused deliveries are kept ([Why a car got "
+        "nothing](operations.md#why-a-car-got-nothing)); `0`: they are not recorded.",
     )
     keep_refused_requests: bool = Field(
-        False, description="Keep the vehicle's request of a refused delivery too, as long as its reason."
+        False,
+        description="Keep the vehicle's request of a refused delivery too, as long as its reason. It contains the "
+        "vehicle's certificate.",
     )
     log_format: Literal["json", "console"] = Field(
-        "json", description="json: one JSON object per line. console: readable text."
+        "json",
+        description="Format of the events on standard error, one per request. `json`: one JSON object per line. "
+        "`console`: readable text.",
     )

@@ -23,8 +23,8 @@ class RevocationSettings(BaseModel):
 
     revocation: RevocationMode = Field(
         RevocationMode.WHEN_NAMED,
-        description="Certificates whose revocation is checked. when-named: those with a CRL or OCSP address, or whose "
-        "issuer is in crl_urls. require: all. off: none, for laboratories.",
+        description="Certificates whose revocation is checked. `when-named`: those with a CRL or OCSP address, or "
+        "whose issuer is in `crl_urls`. `require`: all. `off`: none, for laboratories.",
     )
     revocation_grace: Annotated[int, Field(ge=0)] = Field(
         0, description="Seconds that a CRL or OCSP response may be past its nextUpdate and still permit a delivery."
@@ -32,17 +32,20 @@ class RevocationSettings(BaseModel):
     crl_urls: dict[str, str] = Field(
         {},
         description="CRL URL by issuer: SHA-256 fingerprint of a certificate in the trust store, or common name. "
-        "Applies to every certificate with the same name and key.",
+        "Applies to every certificate with the same name and key "
+        "([issuers](trust.md#issuers-in-the-settings)). The address may be private.",
     )
     ocsp_sha256: tuple[str, ...] = Field(
-        (), description="Issuers (as in crl_urls) whose OCSP responders are queried with SHA-256 CertIDs."
+        (), description="Issuers (as in `crl_urls`) whose OCSP responders are queried with SHA-256 CertIDs."
     )
     egress_allow_networks: tuple[str, ...] = Field(
         (),
         description="Non-public networks (CIDR) that the pool may call for CRLs, OCSP and webhooks.",
     )
     operator_cas: tuple[str, ...] = Field(
-        (), description="Fingerprints of the contract CAs whose certificates DELETE revokes through pki_url."
+        (),
+        description="Fingerprints of the contract CAs whose certificates DELETE revokes; each applies to every "
+        "certificate with the same name and key, and should be in the trust store. Needs `pki_url`.",
     )
 
     @field_validator("crl_urls", "ocsp_sha256")

@@ -45,22 +45,39 @@ class ServiceSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    url: str = Field(description="Base URL of the service.")
-    dialect: Dialect = Field(Dialect.OPNC, description="API of the service: opnc, or opcp for its predecessor.")
+    url: str = Field(
+        description="Base URL of the service, without credentials, query and fragment. OPNC: up to the service "
+        "(`…/opnc/v1/rcp`, `…/opnc/v1/pcp`, `…/opnc/v1/pki`). OPCP: what stands before `/v1`."
+    )
+    dialect: Dialect = Field(
+        Dialect.OPNC, description="API of the service: OPNC 1.0 (`opnc`), or its predecessor OPCP 1.0 (`opcp`)."
+    )
     allow_http: bool = Field(
-        False, description="Accept http URLs of hosts other than this machine; for networks that encrypt themselves."
+        False,
+        description="Accept http URLs; those of this machine (`localhost`, loopback addresses) need no permission. "
+        "For networks that encrypt themselves.",
     )
     token: SecretStr | None = Field(None, description="Bearer token that does not expire.")
-    token_file: Path | None = Field(None, description="File with the bearer token; read anew when it was replaced.")
-    token_url: str | None = Field(None, description="Token endpoint (OAuth 2.0 client credentials grant).")
+    token_file: Path | None = Field(
+        None, description="File with the bearer token, which may be replaced while the pool runs."
+    )
+    token_url: str | None = Field(
+        None, description="Token endpoint: OAuth 2.0 client credentials grant; needs `client_id` and a secret."
+    )
     client_id: Annotated[str, Field(min_length=1)] | None = Field(None, description="Client id at the token endpoint.")
     client_secret: SecretStr | None = Field(None, description="Secret of the client id.")
     client_secret_file: Path | None = Field(None, description="File with the secret; read for each token request.")
     audience: Annotated[str, Field(min_length=1)] | None = Field(None, description="Audience of the token request.")
     scope: Annotated[str, Field(min_length=1)] | None = Field(None, description="Scope of the token request.")
-    tls_cert: Path | None = Field(None, description="Client certificate chain, PEM (mutual TLS).")
-    tls_key: Path | None = Field(None, description="Private key for tls_cert, PEM.")
-    ca: Path | None = Field(None, description="CA certificates of the service, PEM, instead of the system's.")
+    tls_cert: Path | None = Field(
+        None, description="Client certificate chain, PEM: mutual TLS with the service and with the token endpoint."
+    )
+    tls_key: Path | None = Field(None, description="Private key for `tls_cert`, PEM.")
+    ca: Path | None = Field(
+        None,
+        description="CA certificates of the service, PEM, instead of those of the system. The token endpoint may "
+        "have either.",
+    )
 
     @field_validator("url", "token_url")
     @classmethod
