@@ -186,7 +186,7 @@ def test_logins_at_once_all_succeed_within_the_bound(pool: Pool) -> None:
 SESSIONS = """
 insert into console_session (id_hash, actor, client_id, role, credential, agent, created_at, seen_at, expires_at)
 with recursive n(i) as (select 1 union all select i + 1 from n where i < 10000)
-select 'hash' || i, 'console:person ' || i, null, 'viewer', 'x', 'x', ? - i / 2, ?, ? from n
+select 'hash' || i, 'console:person ' || i, null, 'viewer', 'x', 'x', cast(? as bigint) - i / 2, ?, ? from n
 """
 
 

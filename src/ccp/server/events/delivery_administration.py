@@ -67,7 +67,7 @@ async def _change(
     def change_portion(after: Row) -> Query[tuple[int, Row | None]]:
         if which.webhook_id is not None and (yield from webhooks.find(which.webhook_id)) is None:
             raise NotFound(f"There is no webhook {which.webhook_id[:64]}.", code=ErrorCode.WEBHOOK_NOT_FOUND)
-        keys = yield from deliveries.dead_keys(webhook_id=which.webhook_id, after=after, limit=PORTION)
+        keys = yield from deliveries.dead_keys(which.webhook_id, after, PORTION)
         count = yield from do(keys)
         if count or not after[0]:  # A later portion without deliveries is no change.
             yield from record(entry({"endpoint": which.webhook_id or "all"}, count))

@@ -31,7 +31,7 @@ ROWS: Final = 100
 _EXPORTED: Final = 5000
 EXAMINED: Final = 50_000
 """Rows that a search with conditions reads: some 20 milliseconds."""
-_PLACE: Final = re.compile(r"([0-9]{1,17})\.([0-9]{1,5})\.([0-9]{1,18})")
+_PLACE: Final = re.compile(r"([0-9]{1,17})\.(-1|[0-9]{1,5})\.([0-9]{1,18})")
 _MICROSECOND: Final = timedelta(microseconds=1)
 _END: Final = datetime(9999, 12, 31, tzinfo=UTC)
 PERIODS: Final = {"1": "24 hours", "7": "7 days", "31": "31 days"}

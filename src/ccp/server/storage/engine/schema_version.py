@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ccp.errors import ConfigurationError
 
-HEAD = "0022"
+HEAD = "0023"
 """The revision that this release reads and writes; a test compares it with the migrations."""
 
 

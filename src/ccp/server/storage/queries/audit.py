@@ -341,8 +341,8 @@ def search(wanted: Filter, limit: int, before: Place | None = None) -> Query[lis
 
 
 def before_time(at: datetime) -> Place:
-    """The place before every row of a time."""
-    return microseconds(at), MAX_LANE, 0
+    """The place behind which every row is older than a time: that before the first shard, a microsecond earlier."""
+    return microseconds(at) - 1, -1, 0
 
 
 def _search(wanted: Filter, limit: int, before: Place | None) -> tuple[str, Row]:

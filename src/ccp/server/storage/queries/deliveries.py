@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from ccp.ids import EMAID, PCID
 from ccp.server.domain.subscriptions import EventKind
-from ccp.server.storage.engine.query import Query, Row, long_read, read_committed, retryable
+from ccp.server.storage.engine.query import Query, Row, Statement, long_read, read_committed, retryable
 from ccp.server.storage.queries import unknown_values
 from ccp.server.storage.queries.contracts import instant, microseconds
 
@@ -95,6 +95,18 @@ def list_page(
     webhook_id: str | None, state: DeliveryState | None = None, before: DeliveryCursor | None = None, limit: int = 100
 ) -> Query[list[Delivery]]:
     """Deliveries of a webhook, or of all (None), newest first, beginning after `before`."""
+    if webhook_id is None or state is not None:
+        return list(parse_rows((yield _list_page(webhook_id, state, before, limit))))
+    # The index of a webhook's deliveries has their state before their time.
+    found: list[Delivery] = []
+    for each in DeliveryState:
+        found += parse_rows((yield _list_page(webhook_id, each, before, limit)))
+    return sorted(found, key=lambda delivery: delivery.cursor, reverse=True)[:limit]
+
+
+def _list_page(
+    webhook_id: str | None, state: DeliveryState | None, before: DeliveryCursor | None, limit: int
+) -> Statement:
     conditions, parameters = ["1 = 1"], []
 
     def add(condition: str, *values: Any) -> None:
@@ -112,12 +124,11 @@ def list_page(
         # The first condition bounds the index; the second excludes what the pages before have shown.
         add("created_at <= ? and (created_at < ? or event_id < ?)", created_at, created_at, before[1])
     parameters.append(limit)
-    rows = yield (
+    return (
         f"select {COLUMNS} from delivery where {' and '.join(conditions)} "  # noqa: S608  constants
         f"order by created_at desc, event_id desc limit ${len(parameters)}",
         tuple(parameters),
     )
-    return list(parse_rows(rows))
 
 
 @read_committed
@@ -210,19 +221,22 @@ def _delivery(row: Row, state: DeliveryState) -> Delivery:
 
 BEFORE_ALL: Final[Row] = ("", -1, -1, "")
 """A key before every delivery."""
-_NO_LIMIT: Final = 2**31 - 1
 
 
-def dead_keys(
-    *, event_id: str | None = None, webhook_id: str | None = None, after: Row = BEFORE_ALL, limit: int = _NO_LIMIT
-) -> Query[list[Row]]:
-    """Keys of dead deliveries in lock order: one, those of a webhook, or all. after: the key before the first one."""
-    rows = yield (
-        "select pcid, rev, part, webhook_id from delivery where state = 'dead' "
-        "and ($1 = '' or event_id = $1) and ($2 = '' or webhook_id = $2) "
-        "and (pcid, rev, part, webhook_id) > ($3, $4, $5, $6) order by pcid, rev, part, webhook_id limit $7",
-        (event_id or "", webhook_id or "", *after, limit),
-    )
+def dead_keys(webhook_id: str | None, after: Row, limit: int) -> Query[list[Row]]:
+    """Keys of dead deliveries of a webhook, or of all (None), in lock order. after: the key before the first one."""
+    if webhook_id is None:
+        rows = yield (
+            "select pcid, rev, part, webhook_id from delivery where state = 'dead' "
+            "and (pcid, rev, part, webhook_id) > ($1, $2, $3, $4) order by pcid, rev, part, webhook_id limit $5",
+            (*after, limit),
+        )
+    else:
+        rows = yield (
+            "select pcid, rev, part, webhook_id from delivery where state = 'dead' and webhook_id = $1 "
+            "and (pcid, rev, part) > ($2, $3, $4) order by pcid, rev, part limit $5",
+            (webhook_id, *after[:3], limit),
+        )
     return [tuple(row) for row in rows]
 
 
@@ -251,10 +265,10 @@ def drop_keys(keys: Iterable[Row]) -> Query[int]:
 
 @retryable
 def remove_by_webhook(webhook_id: str, limit: int) -> Query[int]:
-    """Delete deliveries of a webhook in any state, oldest first. Returns how many."""
+    """Delete deliveries of a webhook in any state. Returns how many."""
     rows = yield (
         "delete from delivery where (pcid, rev, part, webhook_id) in (select pcid, rev, part, webhook_id from delivery "
-        "where webhook_id = $1 order by created_at limit $2) returning rev",
+        "where webhook_id = $1 order by state, created_at limit $2) returning rev",
         (webhook_id, limit),
     )
     return len(rows)

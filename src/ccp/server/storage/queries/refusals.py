@@ -188,17 +188,23 @@ def search_page(wanted: RefusalFilter, limit: int, before: tuple[int, str] = FIR
     return RefusalPage(found, (microseconds(edge), ""), False)
 
 
+def _driving(wanted: RefusalFilter) -> tuple[str, str]:
+    """The column whose index finds the records, and its value; empty for that of the time."""
+    for column, value in (
+        ("emaid", wanted.emaid),
+        ("pcid", wanted.pcid),
+        ("client_id", wanted.client_id),
+        ("code", wanted.code),
+    ):
+        if value is not None:
+            return column, str(value)
+    return "", ""
+
+
 def _edge(wanted: RefusalFilter, before: int) -> Query[datetime | None]:
     """The time of the oldest record that a page searches; None if there are fewer. Reads an index only."""
-    table, column, value = "refusal", "", ""
-    if wanted.emaid is not None:
-        table, column, value = "refusal_contract", "emaid", str(wanted.emaid)
-    elif wanted.pcid is not None:
-        column, value = "pcid", str(wanted.pcid)
-    elif wanted.client_id is not None:
-        column, value = "client_id", wanted.client_id
-    elif wanted.code is not None:
-        column, value = "code", wanted.code
+    column, value = _driving(wanted)
+    table = "refusal_contract" if column == "emaid" else "refusal"
     until = before if wanted.until is None else min(before, microseconds(wanted.until))
     condition, values = (f"{column} = $3 and ", (value,)) if column else ("", ())
     rows = yield (
@@ -275,10 +281,13 @@ def _conditions(wanted: RefusalFilter) -> tuple[list[str], list[Any]]:
     values: list[Any] = []
     if wanted.id is not None:
         conditions.append(f"r.id in ({_add(values, ids_of_trace(wanted.id))})")
+    # The records that a page searches are those of one index; "||" keeps the planner from using another one.
+    driving, _ = _driving(replace(wanted, emaid=None))
+    client_id, code = ("r.{} =" if driving in ("", name) else "r.{} || '' =" for name in ("client_id", "code"))
     for condition, value in (
         ("r.pcid =", None if wanted.pcid is None else str(wanted.pcid)),
-        ("r.client_id =", wanted.client_id),
-        ("r.code =", wanted.code),
+        (client_id.format("client_id"), wanted.client_id),
+        (code.format("code"), wanted.code),
         ("r.dialect =", wanted.dialect),
         ("r.edition =", wanted.edition),
         ("r.at >=", None if wanted.since is None else microseconds(wanted.since)),
