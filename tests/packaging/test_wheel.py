@@ -10,12 +10,16 @@ import re
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from markdown_it import MarkdownIt
 
+from tests.cli.served_sandbox import free_port
 from tests.packaging.package_index import skip_or_fail
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGE = ROOT / "tests" / "vectors" / "installation_res_iso2_opnc_example.b64"
@@ -39,10 +43,10 @@ def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str
 class Installation:
     """A virtual environment with the wheel and one extra after the other."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "venv") -> None:
         self._wheel = next(folder.glob("*.whl"))
-        self.bin = folder / "venv" / "bin"
-        run(sys.executable, "-m", "venv", folder / "venv")
+        self.bin = folder / name / "bin"
+        run(sys.executable, "-m", "venv", folder / name)
 
     def install(self, extra: str = "") -> None:
         done = run(self.bin / "python", "-m", "pip", "install", "--quiet", f"{self._wheel}{extra}")
@@ -114,6 +118,39 @@ def test_wheel_brings_to_each_extra_what_its_packages_need(folder: Path) -> None
     installed.install("[otel]")
     done = installed.python("import ccp.server.app, ccp.server.tracing.spans; print('ready')")
     assert (done.returncode, done.stdout) == (0, "ready\n"), done.stderr
+
+
+def test_wheel_serves_its_documentation_with_the_extra_docs(folder: Path, tmp_path: Path) -> None:
+    """Without a checkout, without another setting, and with the pages of error codes to which refusals link."""
+    installed = Installation(folder, "with-docs")
+    installed.install("[docs]")
+    port = free_port()
+    assert installed.ccp("sandbox", tmp_path / "DIR", "--port", port, "--no-store").returncode == 0
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CCP_"))}
+    command = [installed.bin / "ccp", "serve", "--config", tmp_path / "DIR" / "ccp.toml"]
+    log = tmp_path / "log"
+    with log.open("wb") as err, subprocess.Popen(command, env=kept, cwd=tmp_path, stderr=err) as server:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+                wait_until(lambda: is_there(http, "/docs/"), timeout=180, describe=log.read_text)
+                assert "<title>opnc-ccp" in http.get("/docs/").text
+                refused = http.get("/opnc/v1/ccp/nothing")
+                address = refused.headers["link"].removeprefix("<").partition(">")[0]
+                assert address == "/docs/reference/errors/path-not-found.html"
+                page = http.get(address)
+                assert (page.status_code, "What to do" in page.text) == (200, True)
+                assert "max_contracts_per_vehicle" in http.get("/docs/settings.html").text
+        finally:
+            server.terminate()
+            server.wait(30)
+    assert f"documentation: http://127.0.0.1:{port}/docs/" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+def is_there(http: httpx.Client, path: str) -> bool:
+    with suppress(httpx.TransportError):
+        return http.get(path).status_code == 200
+    return False
 
 
 # --- What the wheel carries ------------------------------------------------------------------------------------------

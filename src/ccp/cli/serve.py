@@ -100,6 +100,8 @@ def _report(
     *,
     new_database: bool,
 ) -> startup.StartReport:
+    from ccp.server.http import documentation_build
+    from ccp.server.http.documentation_site import PREFIX
     from ccp.server.storage.overview import overview
 
     held = overview(effective.database)
@@ -118,6 +120,7 @@ def _report(
         peers=held.peers,
         tls_valid_until=None if tls is None else tls.not_after.isoformat(timespec="minutes"),
         console=f"{effective.public_url}/console/" if effective.console else None,
+        documentation=f"{effective.public_url}{PREFIX}/" if documentation_build.is_served(effective) else None,
     )
 
 

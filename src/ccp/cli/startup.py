@@ -145,6 +145,8 @@ class StartReport:
     tls_valid_until: str | None = None
     console: str | None = None
     """Address of the operator's console; None where it is off."""
+    documentation: str | None = None
+    """Address of the documentation; None without one."""
 
     def members(self) -> dict[str, Any]:
         """The members of the log event."""
@@ -161,6 +163,8 @@ class StartReport:
         yield f"  trusted certificates: {anchors}; parties: {self.parties}; peers: {self.peers}"
         if self.console is not None:
             yield f"  console: {self.console}"
+        if self.documentation is not None:
+            yield f"  documentation: {self.documentation}"
 
 
 def warnings(config: Settings, report: StartReport, tls: ServerCertificate | None, now: datetime) -> Iterator[str]:

@@ -46,6 +46,11 @@ def prepare(config: Settings) -> SharedSite | None:
     return _shared() if importlib.util.find_spec(_GENERATOR) is not None else None
 
 
+def is_served(config: Settings) -> bool:
+    """Whether the workers serve a site, prepared or built."""
+    return config.documentation and (config.documentation_directory is not None or prepare(config) is not None)
+
+
 @functools.cache
 def _shared() -> SharedSite | None:
     try:
