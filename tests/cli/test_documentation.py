@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -71,6 +72,18 @@ def test_documentation_links_lead_to_pages_and_anchors(built: Path, pages: dict[
                 broken.append((path.name, link))
     assert len(pages) > 150
     assert broken == []
+
+
+def test_documentation_has_each_page_to_which_the_console_links(built: Path, pages: dict[Path, Page]) -> None:
+    templates = files("ccp.server.console") / "templates"
+    links = set()
+    for template in templates.iterdir():
+        links |= set(re.findall(r'href="\{\{ documentation \}\}/([^"{]*)"', template.read_text("utf-8")))
+    assert len(links) > 2
+    for link in links:
+        name, _, anchor = link.partition("#")
+        page = pages[built / (name or "index.html")]
+        assert not anchor or anchor in page.anchors, link
 
 
 def test_documentation_loads_nothing_from_other_servers(built: Path, pages: dict[Path, Page]) -> None:
