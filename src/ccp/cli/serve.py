@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,14 +60,14 @@ def serve(
     tls = startup.check_tls(effective)
     stream_warnings = [*startup.check_audit_stream(effective)]
     bound = startup.bind(effective.host, effective.port)
-    with _shared_folder(effective, given):
+    with _shared_folder(effective, given) as prepare_folder:
         limit, warnings = _raise_descriptor_limit(effective, given)
         report = _report(effective, bound, config, limit, tls, new_database=new_database)
         warnings += [*database_warnings, *stream_warnings, *startup.warnings(effective, report, tls, datetime.now(UTC))]
         _export_environment(config, given)
         hold_signal()
         _show(effective, report, warnings)
-        _run(effective, bound)
+        _run(effective, bound, prepare_folder)
 
 
 def _check(effective: Settings) -> tuple[bool, tuple[str, ...]]:
@@ -84,6 +84,7 @@ def _check(effective: Settings) -> tuple[bool, tuple[str, ...]]:
         schema.upgrade(effective.database)
     schema.check(effective.database)
     secrets = storage_key_rotation.start_warnings(effective)
+    startup.check_documentation(effective)
     if effective.issuers:
         from ccp.server.access.trusted_issuers import check_key_files
 
@@ -170,36 +171,23 @@ def _raise_descriptor_limit(effective: Settings, given: dict[str, Any]) -> tuple
     ]
 
 
-def _run(effective: Settings, bound: socket.socket) -> None:
+def _run(effective: Settings, bound: socket.socket, prepare_folder: Callable[[], None]) -> None:
     from ccp.cli import workers
-    from ccp.server import logging, metrics
     from ccp.server.http import documentation_build
     from ccp.server.http.uvicorn_options import uvicorn_options
-    from ccp.server.reloading import SettingsReloader
-    from ccp.server.storage.engine import schema
-
-    reloader = SettingsReloader(settings.load(), logging.set_level)  # As workers load them: with the command line.
-
-    def reload(config: Any) -> bool:
-        usable = reloader.reload()
-        if reloader.current.tls_cert is not None and _is_usable(reloader.current):
-            for name, value in uvicorn_options(reloader.current).items():
-                if name.startswith("ssl_"):
-                    setattr(config, name, value)
-        return usable
 
     documentation_build.prepare(effective)
+    hooks = None
     if effective.workers > 1:
+        from ccp.cli.handover import PoolHooks
+        from ccp.server import metrics
+
         assert metrics.is_shared() or effective.metrics is MetricsAccess.OFF
+        hooks = PoolHooks(prepare_folder)
     workers.run(
         "ccp.server.app:create_app",
         bound,
-        preload=(
-            "ccp.server.storage.engine.postgres"
-            if schema.is_postgres(effective.database)
-            else "ccp.server.storage.engine.sqlite",
-        ),
-        reload=reload,
+        hooks=hooks,
         factory=True,
         host=effective.host,
         port=effective.port,
@@ -209,42 +197,44 @@ def _run(effective: Settings, bound: socket.socket) -> None:
     )
 
 
-def _is_usable(config: Settings) -> bool:
-    """Whether a worker that starts can use the TLS files. The workers in use log why not."""
-    try:
-        startup.check_tls(config)
-    except ConfigurationError:
-        return False
-    return True
-
-
 @contextmanager
-def _shared_folder(effective: Settings, given: dict[str, Any]) -> Iterator[None]:
+def _shared_folder(effective: Settings, given: dict[str, Any]) -> Iterator[Callable[[], None]]:
     """Create the temporary folder in which several workers share rate limits and metrics.
 
-    The settings may name another file for the rate limits.
+    The settings may name another file for the rate limits. Yields a function that creates what is missing, because
+    programs exist that remove old files from temporary folders.
     """
     file = effective.rate_limit_file
     with ExitStack() as stack:
+        folders: list[Path] = []
         if effective.workers > 1:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="opnc-ccp-")))
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="opnc-ccp-", ignore_cleanup_errors=True)))
+            folders.append(folder)
             if file is None:
                 given["rate_limit_file"] = file = folder / "limits"
             if effective.metrics is not MetricsAccess.OFF:
-                (folder / "metrics").mkdir()
+                folders.append(folder / "metrics")
                 os.environ[_METRICS_FOLDER] = str(folder / "metrics")
                 stack.callback(os.environ.pop, _METRICS_FOLDER)
-        if file is not None:
+
+        def prepare(*, first: bool = False) -> None:
             from ccp.server.access.token_bucket import SharedTokenBucket
 
-            SharedTokenBucket.prepare(file)
-        yield
+            for each in folders:
+                each.mkdir(mode=0o700, exist_ok=True)
+                if each.lstat().st_uid != os.geteuid():  # Another user took the name when the folder was removed.
+                    raise ConfigurationError(f"The folder {each} belongs to another user.")
+            if file is not None and (first or not file.exists()):
+                SharedTokenBucket.prepare(file)
+
+        prepare(first=True)
+        yield prepare
 
 
 def _export_environment(config: Path | None, given: dict[str, Any]) -> None:
     """Pass the configuration file, the values of the command line and this process's clock to workers.
 
-    Workers read the environment when they start. So replacements get the same values, and read the file anew.
+    A parent hands its settings over to its workers; SIGUSR2 makes it read them again, and then it needs these values.
     """
     from ccp.server.runtime import clock
 

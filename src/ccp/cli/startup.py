@@ -70,6 +70,7 @@ def check_tls(config: Settings) -> ServerCertificate | None:
     if config.tls_cert is None:
         return None
     from ccp.server.http.tls import failure_of, usable_certificate
+    from ccp.server.runtime.start_files import file_for_openssl
 
     try:
         leaf = usable_certificate(config.tls_cert, config.tls_key)
@@ -79,12 +80,32 @@ def check_tls(config: Settings) -> ServerCertificate | None:
         ) from exc
     if config.tls_client_ca is not None:
         try:
-            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_verify_locations(config.tls_client_ca)
+            with file_for_openssl(config.tls_client_ca) as name:
+                ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_verify_locations(name)
         except OSError as exc:
             raise ConfigurationError(
                 f"The CAs of client certificates {config.tls_client_ca} cannot be used: {failure_of(exc)}."
             ) from exc
     return ServerCertificate(leaf.not_valid_after_utc, tuple(_names(leaf)))
+
+
+def check_documentation(config: Settings) -> None:
+    """Check that the directory of the documentation has a site. Raises ConfigurationError."""
+    directory = config.documentation_directory
+    if config.documentation and directory is not None and not (directory / "index.html").is_file():
+        raise ConfigurationError(f"documentation_directory: {directory} has no index.html; run `ccp docs build` first.")
+
+
+def check_worker_files(config: Settings) -> None:
+    """Read every file that a worker reads at its start, and check that it can be used. Raises ConfigurationError."""
+    from ccp.server.access.trusted_issuers import check_key_files
+    from ccp.server.external import services
+    from ccp.server.storage.engine.secret_codec import SecretCodec
+
+    check_tls(config)
+    check_key_files(config.issuers)
+    SecretCodec(config.secrets_key_file)
+    services.check(config)
 
 
 def check_audit_stream(config: Settings) -> Iterator[str]:

@@ -29,6 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
@@ -77,15 +78,57 @@ class RestartDelay:
         return min(_MAX_DELAY_IF_READY if ready else _MAX_DELAY, delay)
 
 
+class Hooks:
+    """What the parent does for one application. None of the methods may raise, and none may start a thread."""
+
+    def prepare(self, config: Config) -> None:
+        """Import the modules that workers share: that of the application."""
+        import_module(str(config.app).partition(":")[0])
+
+    def handover(self, config: Config) -> Callable[[], None]:
+        """Called before each start: change the configuration, and return what the worker calls first.
+
+        The result can be pickled.
+        """
+        return _nothing
+
+    def look(self) -> None:
+        """Called at least once a second."""
+
+    def worker_ready(self, handed: Callable[[], None]) -> None:
+        """Called when a worker became ready. handed: what `handover` returned for it."""
+
+    def start_failed(self, handed: Callable[[], None]) -> None:
+        """Called when a worker exited with an error before it became ready, as `worker_ready`."""
+
+    def worker_exited(self, pid: int) -> None:
+        """Called for each worker that has exited."""
+
+    def reload(self) -> bool:
+        """Called at SIGHUP. Returns whether the workers get it too."""
+        return True
+
+    def renew(self) -> bool:
+        """Called at SIGUSR2. Returns whether the workers are replaced."""
+        return True
+
+
+def _nothing() -> None:
+    """Take over nothing."""
+
+
 class Worker:
     """A worker process as the parent sees it. Times are of the monotonic clock."""
 
-    def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
+    def __init__(self, config: Config, sockets: list[socket.socket], handover: Callable[[], None]) -> None:
         """Start the process. Raises OSError."""
         context: Any = multiprocessing.get_context("fork" if fork_is_safe() else "spawn")
+        self.handed = handover
         self.heartbeats: Connection
         self.heartbeats, sending = context.Pipe(duplex=False)
-        self.process = context.Process(target=_run_worker, args=(config, sockets, sending, os.getpid()), name="worker")
+        self.process = context.Process(
+            target=_run_worker, args=(config, sockets, handover, sending, os.getpid()), name="worker"
+        )
         try:
             with _signals_blocked():
                 self.process.start()
@@ -138,23 +181,11 @@ class Worker:
 class Supervisor:
     """Runs workers until it receives a signal to stop."""
 
-    def __init__(
-        self,
-        config: Config,
-        sockets: list[socket.socket],
-        *,
-        prepare: Callable[[], None] = lambda: None,
-        on_worker_exit: Callable[[int], None] = lambda pid: None,
-        reload: Callable[[], bool] = lambda: True,
-    ) -> None:
-        """sockets: bound and not listening. prepare: imports the modules that workers share. on_worker_exit: gets the
-        process id of each worker that has exited. reload: called at SIGHUP; returns whether the workers get it too.
-        """
+    def __init__(self, config: Config, sockets: list[socket.socket], hooks: Hooks) -> None:
+        """sockets: bound and not listening."""
         self._config = config
         self._sockets = sockets
-        self._prepare = prepare
-        self._on_worker_exit = on_worker_exit
-        self._reload = reload
+        self._hooks = hooks
         self._count = config.workers
         self._timeout = float(config.timeout_worker_healthcheck)
         self._workers: list[Worker] = []
@@ -171,7 +202,7 @@ class Supervisor:
         with self._signal_wakeup() as woken:
             try:
                 if fork_is_safe():
-                    self._prepare()
+                    self._hooks.prepare(self._config)
                     gc.collect()
                     gc.freeze()  # Keeps a worker's garbage collector from writing to shared pages.
                 self._handle_signals()
@@ -191,12 +222,14 @@ class Supervisor:
         timeout = min(_POLL_INTERVAL, until_start) if until_start > 0 else _POLL_INTERVAL
         wait([woken, *(item for worker in self._workers for item in worker.waitables())], timeout)
         _drain(woken)
+        self._hooks.look()
         self._extend_deadlines()
         for worker in self._workers:
             was_ready = worker.ready
             worker.receive_heartbeats()
             if worker.ready and not was_ready:
                 self._served = True
+                self._hooks.worker_ready(worker.handed)
                 _log.info(
                     "worker ready", pid=worker.pid, after_seconds=round(worker.last_heartbeat - worker.started_at, 2)
                 )
@@ -209,7 +242,7 @@ class Supervisor:
     def _start_missing(self, now: float) -> None:
         while now >= self._not_before and self._worker_missing():
             try:
-                self._workers.append(Worker(self._config, self._sockets))
+                self._workers.append(Worker(self._config, self._sockets, self._hooks.handover(self._config)))
             except OSError as exc:
                 delay = self._delay.next(ready=False, age=0.0)
                 self._not_before = now + delay
@@ -232,7 +265,7 @@ class Supervisor:
         for worker in [worker for worker in self._workers if worker.process.exitcode is not None]:
             self._workers.remove(worker)
             worker.close()
-            self._on_worker_exit(worker.pid)
+            self._hooks.worker_exited(worker.pid)
             if not worker.stopping:
                 self._replace(worker)
 
@@ -242,6 +275,8 @@ class Supervisor:
         if status > 0 and not self._served:
             self._status = STARTUP_FAILURE  # It would fail again: settings, certificate, schema.
             return
+        if status > 0 and not worker.ready:
+            self._hooks.start_failed(worker.handed)
         now = time.monotonic()
         age = now - worker.started_at
         delay = self._delay.next(ready=worker.ready, age=age)
@@ -283,12 +318,13 @@ class Supervisor:
             if name in _STOPPING:
                 self._status = self._status or 0
             elif name == "SIGHUP":
-                if self._reload():
+                if self._hooks.reload():
                     for worker in self._workers:
                         worker.reload()
             elif name == "SIGUSR2":
-                for worker in self._workers:
-                    worker.outdated = True
+                if self._hooks.renew():
+                    for worker in self._workers:
+                        worker.outdated = True
             elif name == "SIGTTIN":
                 self._count += 1
             elif name == "SIGTTOU" and self._count > 1:
@@ -379,8 +415,11 @@ class _Server(Server):
             self._heartbeats.send_bytes(_READY if self.started else _STARTING)
 
 
-def _run_worker(config: Config, sockets: list[socket.socket], heartbeats: Connection, parent: int) -> None:
+def _run_worker(
+    config: Config, sockets: list[socket.socket], handover: Callable[[], None], heartbeats: Connection, parent: int
+) -> None:
     _reset_signals()
+    handover()
     config.configure_logging()
     server = _Server(config, heartbeats)
     threading.Thread(target=_send_heartbeats, args=(server, parent), name="heartbeat", daemon=True).start()

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -19,17 +19,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ccp import __version__
 from ccp.errors import CCPError
-from ccp.server import logging, reloading, settings, tracing
+from ccp.server import logging, reloading, tracing
 from ccp.server.access.authorization_server import AuthorizationServer
 from ccp.server.access.party_registry import PartyRegistry
 from ccp.server.access.rate_limits import RateLimits
 from ccp.server.access.trusted_issuers import TrustedIssuers
 from ccp.server.audit.pseudonyms import Pseudonyms
-from ccp.server.audit.refusals import AccessDenialRecorder
-from ccp.server.audit.refused_deliveries import RefusedDeliveries
-from ccp.server.audit.request_counts import RequestCountWriter
-from ccp.server.audit.stream import AuditStream
-from ccp.server.audit.stream_receivers import receiver_of
 from ccp.server.events import BufferedNotifier, Dispatcher, Subscribers
 from ccp.server.events.contract_checks import ContractChecks
 from ccp.server.events.ping import Pinger
@@ -65,15 +60,14 @@ from ccp.server.http.routes import refusals as refusal_routes
 from ccp.server.http.routes.health import Health
 from ccp.server.http.tls import Loop as TLSLoop
 from ccp.server.http.tls import TLSFiles
-from ccp.server.http.worker_metrics import WorkerMetrics
 from ccp.server.metrics import Metrics
 from ccp.server.pool.enrolment import Enrolment
 from ccp.server.pool.event_sources import EventSources
 from ccp.server.pool.operations import Pool
 from ccp.server.pool.peer_registry import PeerRegistry
 from ccp.server.pool.peers import RegisteredPeers
-from ccp.server.pool.statistics import PoolStatistics
-from ccp.server.runtime import allocator
+from ccp.server.recorders import Recorders
+from ccp.server.runtime import allocator, start_files
 from ccp.server.runtime.background import BackgroundTasks, PeriodicTask
 from ccp.server.runtime.clock import Clock, ClockGuard, utc_now
 from ccp.server.runtime.loop_budget import LoopBudget
@@ -247,7 +241,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         # cryptography warns about unusual certificates. The pool reports those that it rejects, and the warnings module
         # would keep each new text in memory.
         warnings.filterwarnings("ignore", module=r"ccp\.(x509|server\.diagnosis)\.")
-    config = config or settings.load()
+    config = config or reloading.settings_of_worker()
     clock = utc_now
     logging.configure(config)
     metrics = Metrics()
@@ -297,34 +291,23 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         interval=refresh_interval,
     )
 
-    pseudonyms, refusals = Pseudonyms(config), AccessDenialRecorder(store)
-    statistics = PoolStatistics(store, services.revocation.rules, guard.checked, config.statistics_interval)
-    worker_metrics = WorkerMetrics(
-        metrics,
+    pseudonyms = Pseudonyms(config)
+    recorders = Recorders.build(
+        config,
         store,
         trust,
-        statistics,
-        {
+        services.revocation.rules,
+        services.outbound,
+        metrics,
+        clock,
+        guard,
+        queues={
             "delivery_notices": lambda: services.notifier.queued,
             "event_deliveries": lambda: dispatcher.queued,
             "evidence_fetches": lambda: services.revocation.queued,
-            "refused_access": lambda: refusals.queued,
         },
-    )
-    audit_stream = None
-    if config.audit_stream is not None:
-        receiver = receiver_of(config, services.outbound)
-        audit_stream = AuditStream(store, receiver, config.audit_stream, clock, metrics)
-    refused_deliveries = RefusedDeliveries(
-        store,
-        clock,
-        guard.checked,
-        retention=timedelta(seconds=config.refusal_retention),
-        keep_requests=config.keep_refused_requests,
-        dropped=metrics.refusal_dropped,
         overloaded=lambda: connections.admission.overloaded,
     )
-    counts = RequestCountWriter(store, metrics.counts, clock, guard.checked)
     site = documentation.site_of(config, may_build=is_worker)
     health = Health(store, config.drain_period, trust.reasons, background.reasons, guard.reasons)
 
@@ -348,8 +331,6 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         refresher.supervise(background)
         background.add(guard.watch_task())
         background.add(services.loop_lag.probe_task())
-        background.add(worker_metrics.task())
-        background.add(statistics.task())
         background.add(services.peers.closing_expired())
         background.add(services.peers.negatives.write_task())
         background.add(connections.reaper())
@@ -370,11 +351,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
             background.add(purge_task(pool, config.purge_interval, guard.checked))
         if config.event_dispatch:
             dispatcher.open()
-        refusals.open(background)
-        if audit_stream is not None:
-            background.add(audit_stream.task())
-        refused_deliveries.open(background)
-        counts.open(background)
+        recorders.open(background)
         if site is not None:
             site.open(background)
         if is_worker:
@@ -385,18 +362,16 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
             # would pause requests too. Requests leave no reference cycles; the few that libraries leave are collected
             # by one full collection in a hundred of the middle generation.
             gc.set_threshold(700, 10, 100)
+        start_files.release()  # Before a reload, which reads the files.
         try:
             with health.drain_on_sigterm(), reloading.on_signal(reloader.reload) if is_worker else nullcontext():
                 yield {CONNECTIONS: connections}
         finally:
             await dispatcher.close()
-            await refusals.close()
-            await refused_deliveries.close()
-            await counts.close()
+            await recorders.flush()
             root_sync.close()
             await background.close()
-            if audit_stream is not None:
-                await audit_stream.close()
+            await recorders.close()
             await services.notifier.close()
             await services.close()
             if spans is not None:
@@ -444,7 +419,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
                 peers=services.peers,
                 webhooks=webhooks,
                 pinger=pinger,
-                statistics=statistics,
+                statistics=recorders.statistics,
                 external=external,
                 outbound=services.outbound,
                 background=background,
@@ -462,7 +437,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         pcp_webhook.pcp_route(context, pool, config.pcp_webhook_secret),
         subscribed_events.route(context, pool, sources, services.peers.negatives.forget, root_sync.request),
         *events.router(webhooks, context, events.OPNC).routes,
-        *admin.router(registry, statistics, context).routes,
+        *admin.router(registry, recorders.statistics, context).routes,
         *admin_refusals.router(store, context).routes,
         *refusal_routes.router(store, context).routes,
         *admin_peers.router(PeerRegistry(store), context).routes,
@@ -483,7 +458,13 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
     addressed = ClientAddressMiddleware(fast_path, limits, metrics.forwarded_problem)
     trace_ids = None if spans is None else spans.trace_ids()
     traced = TraceMiddleware(
-        addressed, pseudonyms, refusals, metrics, trace_ids, refused_deliveries, has_documentation=site is not None
+        addressed,
+        pseudonyms,
+        recorders.refusals,
+        metrics,
+        trace_ids,
+        recorders.refused_deliveries,
+        has_documentation=site is not None,
     )
     app.middleware_chain = traced
     if spans is not None:

@@ -11,6 +11,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 from typing import Any, Final
 
@@ -19,7 +20,9 @@ import structlog
 from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.settings import Settings
-from ccp.server.settings.reloading import merge
+from ccp.server.settings.reloading import merge, replacing
+
+__all__ = ["SettingsReloader", "hand_over", "hold_signal", "on_signal", "replacing", "settings_of_worker"]
 
 _log: Final = structlog.get_logger("ccp.server.reloading")
 
@@ -66,6 +69,22 @@ class SettingsReloader:
         else:
             _log.info("settings reloaded", **names)
         return True
+
+
+_HANDED_OVER: Final[ContextVar[Settings | None]] = ContextVar("handed_over", default=None)
+
+
+def hand_over(config: Settings) -> None:
+    """Set the settings of this worker. Its parent has checked them, and the files may be others by now."""
+    _HANDED_OVER.set(config)
+
+
+def settings_of_worker() -> Settings:
+    """Return the settings that the parent handed over, else those of file and environment.
+
+    Raises ConfigurationError.
+    """
+    return _HANDED_OVER.get() or settings.load()
 
 
 def hold_signal() -> None:

@@ -98,7 +98,7 @@ def test_refusal_recorder_bounds_rows_of_a_distributed_flood_and_counts_all(url:
             refusals.record(refusal(number, f"2001:db8::{number:x}"))
             if number % 1000 == 0:
                 await asyncio.sleep(0.01)
-        assert len(refusals._waiting) + len(refusals._counts) < 1500
+        assert refusals.queued + len(refusals._counts) < 1500
 
     with_refusals(url, use)
     assert 300 < len(rows(url)) <= 300 + 200 + 1
@@ -158,7 +158,7 @@ def test_refusal_recorder_queues_bounded_rows_while_the_database_does_not_answer
                 if number % 100 == 0:
                     await asyncio.sleep(0.001)
             assert sql(url, "select count(*) from audit") == [(0,)]
-            assert len(refusals._waiting) + len(refusals._counts) <= 2_000
+            assert refusals.queued + len(refusals._counts) <= 2_000
             ailing.well = True
             await refusals.close()
 

@@ -38,6 +38,7 @@ from ccp.server.access.jose import (
 )
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.external.outbound import OutboundClient
+from ccp.server.runtime import start_files
 from ccp.server.runtime.background import PeriodicTask
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.settings.issuers import IssuerSettings
@@ -181,7 +182,7 @@ class TrustedIssuer:
 
     async def _document(self) -> bytes:
         if self._entry.jwks_file is not None:
-            return await self._reading.run(self._entry.jwks_file.read_bytes)
+            return await self._reading.run(start_files.read, self._entry.jwks_file)
         assert self._entry.jwks_url is not None, "IssuerSettings requires one of the two"
         response = await self._outbound.request(
             "GET",
@@ -248,7 +249,7 @@ def check_key_files(entries: Iterable[IssuerSettings]) -> None:
 def _file_keys(issuer: str, file: Path) -> tuple[PublicKey, ...]:
     """Raises ConfigurationError."""
     try:
-        return _usable(file.read_bytes())[0]
+        return _usable(start_files.read(file))[0]
     except (OSError, ValueError) as exc:
         raise ConfigurationError(f"The keys of {issuer} in {file} cannot be used: {exc}.") from exc
 

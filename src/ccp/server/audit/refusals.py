@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-import structlog
-
-from ccp.errors import CCPError
-from ccp.server.runtime.background import BackgroundTasks, PeriodicTask, Supervised
+from ccp.server.audit.buffered_writer import BufferedWriter
+from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.storage import Store
 from ccp.server.storage.queries import audit as queries
 from ccp.server.storage.queries.audit import UNKNOWN, Action, Entry
-
-_log = structlog.get_logger("ccp.server.audit.refusals")
 
 _WRITE_INTERVAL: Final = 0.25  # Seconds.
 _BATCH: Final = 100  # Rows in one transaction.
@@ -57,17 +52,24 @@ class AccessDenialRecorder:
 
     def __init__(self, store: Store, window: float = _WINDOW) -> None:
         """window: seconds."""
-        self._store = store
         self._window_length = window
-        self._waiting: deque[Entry] = deque()
         self._counts: dict[_Kind, _Count] = {}
         self._window = _Window(0.0)
-        self._task: Supervised | None = None
+        self._closing = False
+        self._writer = BufferedWriter[Entry](
+            "audit",
+            lambda rows: store.write(queries.record(*rows)),
+            task="refused_access",
+            interval=_WRITE_INTERVAL,
+            max_rows=_MAX_QUEUED,
+            batch=_BATCH,
+            collect=self._collect,
+        )
 
     @property
     def queued(self) -> int:
         """The number of entries that are not written yet."""
-        return len(self._waiting)
+        return self._writer.queued
 
     def record(self, entry: Entry) -> None:
         """Queue an entry without waiting. Its subject may have the members operation and address."""
@@ -75,10 +77,9 @@ class AccessDenialRecorder:
         window = self._window
         kind: _Kind = (entry.actor, entry.subject.get("operation"), entry.subject.get("address"), entry.outcome)
         seen = window.seen.get(kind, 0)
-        if window.left and seen < _MAX_ROWS_PER_KIND and len(self._waiting) < _MAX_QUEUED:
+        if window.left and seen < _MAX_ROWS_PER_KIND and self._writer.add(entry):
             window.left -= 1
             window.seen[kind] = seen + 1
-            self._waiting.append(entry)
             return
         shared = kind not in self._counts and len(self._counts) >= _MAX_COUNTERS
         if shared:
@@ -92,22 +93,19 @@ class AccessDenialRecorder:
 
     def open(self, background: BackgroundTasks | None = None) -> None:
         """Start the background task that writes the rows."""
-        # Not interruptible: a cancelled write might commit without this process knowing.
-        task = PeriodicTask("refused_access", self._write, _WRITE_INTERVAL, max_retry_delay=5.0, interruptible=False)
-        self._task = (background or BackgroundTasks()).add(task)
+        self._writer.open(background or BackgroundTasks())
 
     async def close(self) -> None:
         """Stop the task, and write what is queued and counted."""
-        if self._task is not None:
-            await self._task.stop()
-            self._task = None
-        try:
-            await self._flush()
+        self._closing = True
+        await self._writer.close()
+
+    def _collect(self) -> None:
+        """Queue the counts of a window that has ended, and at the end all counts."""
+        if self._closing:
             self._queue_counts()
-            await self._flush()
-        except Exception as exc:  # A trail that was tampered with refuses rows.
-            rows, counts = len(self._waiting), len(self._counts)
-            _log.error("refused access not recorded", rows=rows, counts=counts, exc_info=not isinstance(exc, CCPError))
+        elif self._counts:
+            self._roll_window()
 
     def _roll_window(self) -> None:
         """Begin the next window when the current one has ended."""
@@ -116,10 +114,9 @@ class AccessDenialRecorder:
             self._queue_counts()
 
     def _queue_counts(self) -> None:
-        """Queue a row for each count, unless the queue is full: then counting continues."""
-        if len(self._waiting) >= _MAX_QUEUED:
-            return
-        for (actor, operation, address, outcome), count in self._counts.items():
+        """Queue a row for each count. Counts that the queue has no room for go on."""
+        for kind, count in list(self._counts.items()):
+            actor, operation, address, outcome = kind
             subject: dict[str, Any] = {
                 "count": count.number,
                 "since": count.first.at.isoformat(),
@@ -127,20 +124,7 @@ class AccessDenialRecorder:
                 **({"address": address} if address else {}),
                 **({"callers": "several"} if count.shared else {}),
             }
-            self._waiting.append(
-                Entry(count.last.at, actor, Action.ACCESS_REFUSED, subject, outcome, count.last.trace_id)
-            )
-        self._counts.clear()
-
-    async def _write(self) -> None:
-        if self._counts:
-            self._roll_window()
-        await self._flush()
-
-    async def _flush(self) -> None:
-        """Write the queued rows. Raises what a write raises; rows that were not written stay queued."""
-        while self._waiting:
-            batch = [self._waiting[place] for place in range(min(_BATCH, len(self._waiting)))]
-            await self._store.write(queries.record(*batch))
-            for _ in batch:
-                self._waiting.popleft()
+            row = Entry(count.last.at, actor, Action.ACCESS_REFUSED, subject, outcome, count.last.trace_id)
+            if not self._writer.add(row):
+                return
+            del self._counts[kind]

@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
-
-import structlog
 
 from ccp import verify
 from ccp.errors import CCPError, FieldError
 from ccp.errors.codes import ErrorCode
 from ccp.exi.base64_text import message_bytes
 from ccp.ids import EMAID, PCID
+from ccp.server.audit.buffered_writer import BufferedWriter
 from ccp.server.domain.authorization import OCPPOperation, Operation
-from ccp.server.runtime.background import BackgroundTasks, PeriodicTask, Supervised
+from ccp.server.runtime.background import BackgroundTasks, PeriodicTask
 from ccp.server.storage import Store
 from ccp.server.storage.queries import refusals as queries
 from ccp.server.storage.queries.refusals import Refusal
-
-_log = structlog.get_logger("ccp.server.audit.refused_deliveries")
 
 OPERATIONS: Final = frozenset(
     operation.value
@@ -98,12 +95,19 @@ class RefusedDeliveries:
         self._keep_requests = keep_requests
         self._dropped = dropped
         self._overloaded = overloaded
-        self._interval = interval
-        self._waiting: deque[Refusal] = deque()
         self._window_ends = 0.0
         self._of_caller: Counter[str] = Counter()
         self._written: Counter[str] = Counter()
-        self._task: Supervised | None = None
+        self._writer = BufferedWriter[Refusal](
+            "refusal",
+            self._write,
+            task="refusals",
+            interval=interval,
+            max_rows=_MAX_QUEUED,
+            batch=_BATCH,
+            done=lambda refusal: self._written.update((refusal.client_id,)),
+            rejected=lambda refusal: dropped("rejected"),
+        )
 
     def record(self, request: RefusedRequest) -> None:
         """Queue a record without waiting, if it is of a delivery."""
@@ -118,46 +122,31 @@ class RefusedDeliveries:
             self._of_caller.clear()
         if self._of_caller[request.client_id] >= _MAX_OF_CALLER:
             self._dropped("caller")
-        elif len(self._waiting) >= _MAX_QUEUED:
+        # Made at once: the request's body and its error, which refers to frames, are not kept in the queue.
+        elif self._writer.is_full or not self._writer.add(self._refusal(self._clock(), request)):
             self._dropped("queue")
         else:
             self._of_caller[request.client_id] += 1
-            # Made at once: the request's body and its error, which refers to frames, are not kept in the queue.
-            self._waiting.append(self._refusal(self._clock(), request))
 
     def open(self, background: BackgroundTasks) -> None:
         """Start the tasks that write the records and remove old ones."""
-        # Not interruptible: a cancelled write might commit without this process knowing.
-        self._task = background.add(PeriodicTask("refusals", self.flush, self._interval, interruptible=False))
+        self._writer.open(background)
         background.add(PeriodicTask("refusals_purge", self.purge, _PURGE_INTERVAL))
 
     async def close(self) -> None:
         """Stop writing periodically, and write what is queued."""
-        if self._task is not None:
-            await self._task.stop()
-            self._task = None
-        try:
-            await self.flush()
-        except CCPError as exc:
-            _log.warning("refusals lost", records=len(self._waiting), reason=str(exc))
+        await self._writer.close()
 
     async def flush(self) -> None:
         """Write the queued records. Raises Unavailable; what was not written stays queued."""
-        while self._waiting:
-            batch = [self._waiting[place] for place in range(min(_BATCH, len(self._waiting)))]
-            try:
-                await self._store.write(queries.record(batch))
-            except CCPError:
-                raise
-            except Exception:
-                # What the database rejects permanently must not block the rest.
-                _log.exception("refusals rejected", records=len(batch))
-            for refusal in batch:
-                self._waiting.popleft()
-                self._written[refusal.client_id] += 1
+        await self._writer.flush()
+
+    async def _write(self, refusals: Sequence[Refusal]) -> None:
+        """Trim the callers that have many records by now, and store records."""
         for client_id in [name for name, number in self._written.items() if number >= _TRIM_AFTER]:
             await self._store.write(queries.trim(client_id))
             del self._written[client_id]
+        await self._store.write(queries.record(refusals))
 
     async def purge(self) -> None:
         """Remove records that are older than the retention, and what exceeds the total. Raises Unavailable."""

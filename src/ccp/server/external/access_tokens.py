@@ -13,6 +13,7 @@ Source: RFC 6749 clauses 4.4, 5.1 and 5.2; RFC 6750.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import re
@@ -30,6 +31,7 @@ from ccp.errors import Unavailable, UpstreamError, strip_tracebacks
 from ccp.server.external.circuit_breaker import CircuitBreaker
 from ccp.server.external.client_tls import ClientTLS
 from ccp.server.external.outbound import HttpResponse, OutboundClient, OutboundError
+from ccp.server.runtime import start_files
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.settings.services import Dialect, ServiceSettings, is_secret
 
@@ -104,6 +106,8 @@ class FileToken(AccessTokens):
         self._examined_at = -math.inf
         self._reading = BlockingCalls("reading of a token", max_threads=1, timeout=5.0)
         self._token = ""
+        with contextlib.suppress(OSError, ValueError):  # A worker that starts may have it from its parent's memory.
+            self._token = read_secret(path)
         self._modified: tuple[int, int] | None = None
 
     async def get(self, rejected: str | None = None) -> str | None:
@@ -280,9 +284,8 @@ class ClientCredentials(AccessTokens):
 
 def read_secret(path: Path) -> str:
     """Read a token or secret from a file; white space around it does not count. Raises OSError, ValueError."""
-    with path.open("rb") as file:
-        text = file.read(_MAX_FILE_BYTES + 1).decode("ascii", "replace").strip()
-    if not is_secret(text) or len(text) > _MAX_FILE_BYTES:
+    text = start_files.read(path, _MAX_FILE_BYTES).decode("ascii", "replace").strip()
+    if not is_secret(text):
         raise ValueError(f"{path} holds no token or secret of printable ASCII characters")
     return text
 

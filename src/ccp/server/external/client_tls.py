@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from ccp.errors import ConfigurationError
+from ccp.server.runtime import start_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +32,14 @@ class ClientTLS:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # Verifies chain and name, and trusts no CA yet.
             context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.ca is not None:
-            context.load_verify_locations(self.ca)
+            with start_files.file_for_openssl(self.ca) as ca:
+                context.load_verify_locations(ca)
         if self.cert is not None:
             # A password prompt on the terminal would block the server.
-            context.load_cert_chain(self.cert, self.key, password=lambda: "")
+            with ExitStack() as files:
+                key = None if self.key is None else files.enter_context(start_files.file_for_openssl(self.key))
+                cert = files.enter_context(start_files.file_for_openssl(self.cert))
+                context.load_cert_chain(cert, key, password=lambda: "")
         return context
 
     def check(self, prefix: str) -> None:

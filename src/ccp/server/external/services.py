@@ -31,17 +31,8 @@ class ExternalServices:
 
     @classmethod
     def from_settings(cls, config: Settings, outbound: OutboundClient) -> ExternalServices:
-        """Create the clients.
-
-        Raises ConfigurationError for settings that need a service that is not configured, and for unusable files.
-        """
-        if config.operator_cas and not config.pki:
-            raise ConfigurationError("operator_cas needs pki_url: without it their certificates cannot be revoked.")
-        if config.require_known_vehicle and not config.pcp:
-            raise ConfigurationError("require_known_vehicle needs pcp_url: else no vehicle is known.")
-        if config.pki and config.pki.dialect is Dialect.OPCP:
-            raise ConfigurationError("pki_dialect: OPCP describes no operation that revokes certificates.")
-        check_files(config.services)
+        """Create the clients. Raises what `check` raises."""
+        check(config)
         connections = {
             prefix: ServiceConnection(outbound, service, SERVICES[prefix], prefix=prefix)
             for prefix, service in config.services.items()
@@ -54,3 +45,17 @@ class ExternalServices:
             PKIService(pki, config.operator_cas) if pki else None,
             ESTServer(est) if est else None,
         )
+
+
+def check(config: Settings) -> None:
+    """Check the settings of the services, and the files that they name.
+
+    Raises ConfigurationError for settings that need a service that is not configured, and for unusable files.
+    """
+    if config.operator_cas and not config.pki:
+        raise ConfigurationError("operator_cas needs pki_url: without it their certificates cannot be revoked.")
+    if config.require_known_vehicle and not config.pcp:
+        raise ConfigurationError("require_known_vehicle needs pcp_url: else no vehicle is known.")
+    if config.pki and config.pki.dialect is Dialect.OPCP:
+        raise ConfigurationError("pki_dialect: OPCP describes no operation that revokes certificates.")
+    check_files(config.services)

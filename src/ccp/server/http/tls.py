@@ -13,6 +13,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from cryptography import x509
 from uvicorn import Config
 
 from ccp.server.http.listeners import open_listeners
+from ccp.server.runtime import start_files
 
 if TYPE_CHECKING or sys.platform == "win32":
     from asyncio import SelectorEventLoop as BaseLoop
@@ -209,22 +211,12 @@ class TLSFiles(NamedTuple):
     client_ca: Path | None
 
 
-FileStates: TypeAlias = tuple[tuple[int, int, int] | None, ...]
+FileStates: TypeAlias = tuple[start_files.FileState | None, ...]
 
 
 def state_of(files: TLSFiles) -> FileStates:
     """Identity, size and time of each file; None for one that cannot be read. Symbolic links are followed."""
-    found: list[tuple[int, int, int] | None] = []
-    for path in files:
-        if path is None:
-            continue
-        try:
-            status = path.stat()
-        except (OSError, ValueError):  # ValueError: a NUL in the name.
-            found.append(None)
-        else:
-            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
-    return tuple(found)
+    return tuple(start_files.state_of(path) for path in files if path is not None)
 
 
 class FileContext(ssl.SSLContext):
@@ -246,14 +238,20 @@ def usable_certificate(certificate: Path, key: Path | None) -> x509.Certificate:
     Raises OSError for files that cannot be read, are not PEM, or do not belong together; ValueError for an encrypted
     key, and for a certificate that cannot be parsed, has expired, or is not valid yet.
     """
-    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, _no_password)
-    leaf = x509.load_pem_x509_certificate(certificate.read_bytes())
+    _load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, key)
+    leaf = x509.load_pem_x509_certificate(start_files.read(certificate))
     now = datetime.now(UTC)
     if leaf.not_valid_after_utc < now:
         raise ValueError(f"the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
     if leaf.not_valid_before_utc > now:
         raise ValueError(f"the certificate is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC")
     return leaf
+
+
+def _load_pair(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
+    with ExitStack() as files:
+        key_file = None if key is None else files.enter_context(start_files.file_for_openssl(key))
+        context.load_cert_chain(files.enter_context(start_files.file_for_openssl(certificate)), key_file, _no_password)
 
 
 def _no_password() -> str:
@@ -342,8 +340,9 @@ def _file_context(files: TLSFiles, verify_mode: ssl.VerifyMode) -> FileContext:
     context.set_alpn_protocols(["http/1.1"])
     context.verify_mode = verify_mode
     if files.client_ca is not None:
-        context.load_verify_locations(files.client_ca)
-    context.load_cert_chain(files.certificate, files.key, _no_password)
+        with start_files.file_for_openssl(files.client_ca) as name:
+            context.load_verify_locations(name)
+    _load_pair(context, files.certificate, files.key)
     context.successor = partial(_file_context, verify_mode=verify_mode)
-    context.not_after = x509.load_pem_x509_certificate(files.certificate.read_bytes()).not_valid_after_utc
+    context.not_after = x509.load_pem_x509_certificate(start_files.read(files.certificate)).not_valid_after_utc
     return context

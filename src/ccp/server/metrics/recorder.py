@@ -246,7 +246,7 @@ class Metrics:
         self._shed.labels(lane, reason).inc(count)
 
     def refusal_dropped(self, reason: str) -> None:
-        """Count a refused delivery that was not recorded: "overload", "caller" or "queue"."""
+        """Count a refused delivery that was not recorded: "overload", "caller", "queue" or "rejected"."""
         self._refusals_dropped.labels(reason).inc()
 
     def requests_admitted(self, lane: str, in_flight: int, waiting: int, delay: float) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import stat
 from pathlib import Path
 from typing import Final
+
+from ccp.server.runtime import start_files
 
 MAX_BYTES: Final = 16_384
 """Size of the largest secret; access tokens with many claims take some kB."""
@@ -21,20 +23,13 @@ def read_secret_file(path: Path) -> str:
     The text may have several lines.
     """
     try:
-        # Without O_NONBLOCK a named pipe would block until a program writes to it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        content = start_files.read(path, MAX_BYTES)
     except (OSError, ValueError) as exc:
+        if isinstance(exc, OSError) and exc.errno == errno.EFBIG:
+            raise SecretFileError(f"is too big for a secret (more than {MAX_BYTES:,} bytes)") from None
+        if isinstance(exc, OSError) and exc.strerror == start_files.NOT_REGULAR:
+            raise SecretFileError(f"is {exc.strerror}") from None
         raise SecretFileError(f"cannot be read: {_reason(exc)}") from None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise SecretFileError("is not a regular file")
-        content = os.read(descriptor, MAX_BYTES + 1)
-    except OSError as exc:
-        raise SecretFileError(f"cannot be read: {_reason(exc)}") from None
-    finally:
-        os.close(descriptor)
-    if len(content) > MAX_BYTES:
-        raise SecretFileError(f"is too big for a secret (more than {MAX_BYTES:,} bytes)")
     try:
         text = content.decode().rstrip("\r\n")
     except UnicodeDecodeError:

@@ -42,6 +42,15 @@ def merge(current: Settings, found: Settings) -> ReloadedSettings:
     return ReloadedSettings(effective, tuple(sorted(changed)), tuple(sorted(different - changed)))
 
 
+def replacing(current: Settings, found: Settings) -> Settings:
+    """Return the settings of workers that replace those with the current ones: what was found, but TLS as it is.
+
+    Whether the server speaks TLS, and whether clients need a certificate, is constant.
+    """
+    kept = {name: getattr(current, name) for name in _TLS if not _is_replaced(current, found, name)}
+    return found.model_copy(update=kept)
+
+
 def _is_replaced(current: Settings, found: Settings, name: str) -> bool:
     """Whether both name a file. Whether the server speaks TLS, and whether clients need a certificate, is constant."""
     return getattr(current, name) is not None and getattr(found, name) is not None

@@ -10,11 +10,12 @@ import gzip
 from collections.abc import Mapping
 from typing import Final, Protocol
 
+import structlog
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from ccp.errors import NotFound
+from ccp.errors import ConfigurationError, NotFound
 from ccp.errors.codes import ErrorCode
 from ccp.server.http import documentation_build
 from ccp.server.http.documentation_site import NOT_FOUND, PREFIX, SharedSite, SiteFile, SiteState, read_site
@@ -23,6 +24,7 @@ from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.settings import Settings
 
+_log: Final = structlog.get_logger("ccp.server.http.documentation")
 _OPERATION: Final = "documentation"
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -103,14 +105,18 @@ class BuiltSite:
 
 
 def site_of(config: Settings, *, may_build: bool) -> Site | None:
-    """Return the site to serve, None for none. Raises ConfigurationError.
+    """Return the site to serve; None for none, and for a directory that cannot be read, which is logged.
 
     may_build: this is a worker of `ccp serve`. A pool inside another program serves a prepared site only.
     """
     if not config.documentation:
         return None
     if config.documentation_directory is not None:
-        return PreparedSite(read_site(config.documentation_directory))
+        try:
+            return PreparedSite(read_site(config.documentation_directory))
+        except ConfigurationError as exc:  # It may be written anew just now. Vehicles do not need it.
+            _log.error("documentation not served", reason=str(exc))
+            return None
     shared = documentation_build.prepare(config) if may_build else None
     return None if shared is None else BuiltSite(shared)
 

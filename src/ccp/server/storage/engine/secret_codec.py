@@ -30,6 +30,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ccp.errors import ConfigurationError, Unavailable
+from ccp.server.runtime import start_files
 from ccp.server.runtime.secret_files import SecretFileError, read_secret_file
 
 CLEAR: Final = "none"
@@ -113,10 +114,10 @@ class SecretCodec:
         """
         self._path = path
         self._may_lack_keys = may_lack_keys
-        self._read: tuple[int, ...] | None = None
+        self._read: start_files.FileState | None = None
         self._keys: dict[str, AESGCM] = {}
         if path is not None:
-            self._read = _state(path)
+            self._read = start_files.state_of(path)
             self._keys = read_keys(path)
 
     @property
@@ -177,7 +178,11 @@ class SecretCodec:
         )
 
     def _key(self, key_id: str) -> AESGCM | None:
-        if key_id not in self._keys and self._path is not None and (state := _state(self._path)) != self._read:
+        if (
+            key_id not in self._keys
+            and self._path is not None
+            and (state := start_files.state_of(self._path)) != self._read
+        ):
             try:
                 self._keys, self._read = read_keys(self._path), state
             except ConfigurationError:
@@ -199,12 +204,3 @@ def _associated(key_id: str, place: Place) -> bytes:
 
 def _described(place: Place) -> str:
     return f"The {place.column} of {place.table} {place.row[:64]} in the database"
-
-
-def _state(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is written or replaced."""
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
