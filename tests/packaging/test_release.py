@@ -152,6 +152,36 @@ def test_release_workflow_checks_before_it_publishes_with_attestations() -> None
     assert all("run" not in step for step in jobs["publish"]["steps"]), "the job with the rights runs no code of ours"
 
 
+def test_release_workflow_attaches_the_bill_of_materials_to_the_release(tmp_path: Path) -> None:
+    """The step is run as it stands, with a `gh` that notes how it is called."""
+    attach = yaml.safe_load((ROOT / ".github/workflows/publish.yml").read_text("utf-8"))["jobs"]["attach"]
+    assert attach["needs"] == "publish", "a release that the index refused gets no files"
+    assert attach["permissions"] == {"contents": "write"}
+    (download, upload) = attach["steps"]
+    assert download["with"] == {"name": "release", "path": "release"}
+    (tmp_path / "bin").mkdir()
+    gh = tmp_path / "bin" / "gh"
+    gh.write_text('#!/bin/sh\nprintf "%s\\n" "$*" >> calls\n[ "$2" != view ] || [ -e exists ]\n')
+    gh.chmod(0o755)
+    (tmp_path / "release" / "packages").mkdir(parents=True)
+    names = ["opnc_ccp-1.2.3.cdx.json", "SHA256SUMS", "packages/opnc_ccp-1.2.3.whl"]
+    for name in names:
+        (tmp_path / "release" / name).touch()
+
+    def run() -> list[str]:
+        (tmp_path / "calls").unlink(missing_ok=True)
+        env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "GITHUB_REF_NAME": "v1.2.3"}
+        subprocess.run(["bash", "-e", "-c", upload["run"]], cwd=tmp_path, env=env, check=True)
+        return (tmp_path / "calls").read_text().splitlines()
+
+    view, create, uploaded = run()
+    assert view == "release view v1.2.3"
+    assert create.startswith("release create v1.2.3 --verify-tag ")
+    assert set(uploaded.split()) == {"release", "upload", "v1.2.3", "--clobber", *(f"release/{name}" for name in names)}
+    (tmp_path / "exists").touch()
+    assert [call.split()[1] for call in run()] == ["view", "upload"], "a maintainer made the release before"
+
+
 def test_release_workflow_fits_its_schema() -> None:
     done = subprocess.run(
         ["check-jsonschema", "--builtin-schema", "vendor.github-workflows", ROOT / ".github/workflows/publish.yml"],

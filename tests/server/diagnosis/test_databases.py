@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import base64
+import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from ccp.server.diagnosis import database
 from ccp.server.storage.engine import schema
-from tests.cli.run import ccp_ok
-from tests.databases import NOT_HERE, Server, binaries, sql
+from tests.cli.run import COMMAND, ccp_ok, environment
+from tests.databases import NOT_HERE, STANDBY, Server, binaries, replicated, sql, wait_for_standby
 from tests.diagnoses import configuration, doctor
+from tests.waiting import wait_until
 
+FAKETIME = shutil.which("faketime")
 needs_postgres = pytest.mark.skipif(binaries() is None, reason=NOT_HERE)
 
 
@@ -124,3 +129,56 @@ def test_database_server_that_waits_for_a_synchronous_standby() -> None:
         assert "synchronous_standby_names is standby_b" in finding["message"]
     finally:
         server.close()
+
+
+def test_database_server_whose_transactions_are_read_only_is_found(postgres: Server) -> None:
+    url = postgres.database()
+    name = url.rpartition("/")[2]
+    sql(url, f"alter database {name} set default_transaction_read_only = on")
+    report = doctor("--offline", CCP_DATABASE=url, CCP_PORT="1")
+    assert report.status == 2
+    assert "default_transaction_read_only is on" in report.finding("database.read-only")["message"]
+    assert "disk is full" in report.finding("database.read-only")["action"]
+    sql(postgres.url("postgres"), f"alter database {name} reset default_transaction_read_only")
+    assert "database.read-only" not in on(url)
+
+
+@needs_postgres
+def test_database_standby_that_lags_and_standby_that_answers_are_found() -> None:
+    with replicated(synchronous=False) as (primary, standby, name):
+        url = primary.url(name)
+        fine = doctor("--offline", CCP_DATABASE=url, CCP_PORT="1")
+        assert f"standby {STANDBY}: streaming, async, " in fine.facts("database")
+        assert not fine.codes & {"database.standby-lags", "database.read-only"}
+        standby.pause()
+        for _ in range(11):  # Ten megabytes each of the write-ahead log.
+            sql(url, "select pg_logical_emit_message(false, 'lag', repeat('x', 10000000))")
+        lags = doctor("--offline", CCP_DATABASE=url, CCP_PORT="1").finding("database.standby-lags")
+        assert lags["subject"] == STANDBY
+        assert " MB and " in lags["message"]
+        standby.resume()
+        wait_for_standby(primary)
+        wait_until(lambda: "database.standby-lags" not in on(url), timeout=60)
+        read_only = doctor("--offline", CCP_DATABASE=standby.url(name), CCP_PORT="1")
+        assert read_only.status == 2
+        assert read_only.finding("database.read-only")["message"] == "The server that answers is a standby."
+        assert "check.failed" not in read_only.codes
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="faketime is not installed")
+def test_clock_that_is_wrong_is_found_by_the_database_server(postgres: Server) -> None:
+    url = postgres.database()
+
+    def codes(shift: str) -> dict[str, str]:
+        done = subprocess.run(
+            [str(FAKETIME), "-f", shift, *COMMAND, "doctor", "--json", "--offline"],
+            env=environment(CCP_DATABASE=url, CCP_PORT="1"), capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        found = [each for check in json.loads(done.stdout)["checks"] for each in check["findings"]]
+        return {each["code"]: each["message"] for each in found if each["code"].startswith("clock.")}
+
+    assert codes("+0") == {}
+    assert list(codes("+40s")) == ["clock.drifts-from-database"]
+    ((code, message),) = codes("-10m").items()
+    assert code == "clock.differs-from-database"
+    assert "differs by -600" in message or "differs by -599" in message

@@ -162,7 +162,7 @@ CODES: Final[Mapping[str, FindingKind]] = MappingProxyType({
         "The encoding of the database is not UTF8.", "Create the database with encoding UTF8."
     ),
     "database.read-only": _failure(
-        "The server is a standby: it accepts no writes.",
+        "The server accepts no writes: it is a standby, or its transactions are read-only by default.",
         "Name all hosts in the setting database, or the primary; promote the standby if the primary is lost.",
     ),
     "database.fsync-off": _failure(

@@ -127,6 +127,10 @@ async def _check_postgres(settings: Settings, result: CheckResult) -> None:
         result.add("database.synchronous-commit-off", message, subject="database")
     if facts.in_recovery:
         result.add("database.read-only", "The server that answers is a standby.", subject="database")
+    elif facts.settings["default_transaction_read_only"] == "on":
+        message = "default_transaction_read_only is on for new connections of this user."
+        action = "Find out who set it: hosted servers do when their disk is full. Then set it to off."
+        result.add("database.read-only", message, subject="database", action=action)
     names = facts.settings["synchronous_standby_names"]
     synchronous = [each for each in facts.standbys if each.sync_state in ("sync", "quorum")]
     hidden = any(each.state is None for each in facts.standbys)

@@ -44,6 +44,7 @@ class ServerFacts:
 
 _SETTINGS: Final = (
     "server_encoding", "synchronous_commit", "fsync", "full_page_writes", "synchronous_standby_names",
+    "default_transaction_read_only",
     "max_connections", "superuser_reserved_connections",
 )  # fmt: skip
 _STANDBYS: Final = """
