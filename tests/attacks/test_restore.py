@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -45,9 +46,9 @@ class Place:
         return {"CCP_DATABASE": self.url, "CCP_LOG_LEVEL": "error", "CCP_PORT": str(self.port)}
 
     @contextmanager
-    def served(self) -> Iterator[httpx.Client]:
+    def served(self, more: str = "") -> Iterator[httpx.Client]:
         config = self.folder / "ccp.toml"
-        config.write_text(f'database = "{self.url}"\nport = {self.port}\nlog_level = "error"\n')
+        config.write_text(f'database = "{self.url}"\nport = {self.port}\nlog_level = "error"\n{more}')
         with serving(f"http://127.0.0.1:{self.port}", "--config", config) as http:
             yield http
 
@@ -427,3 +428,35 @@ def test_restore_refuses_a_pipe(place: Place, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     answer = ccp_error("restore", tmp_path / "pipe", "--replace", "--yes", env=place.env)
     assert answer.endswith("is not an opnc-ccp database.")
+
+
+def test_restore_brings_no_session_of_the_console_back(place: Place, tmp_path: Path) -> None:
+    """A session that had ended after the backup, and one that had not: each person logs in again."""
+    added = json.loads(ccp_ok("party", "add", "boss", "--role", "admin", "--json", env=place.env).out)
+    copy, form = tmp_path / "copy.db", {"client_id": added["client_id"], "client_secret": added["client_secret"]}
+
+    def overview(http: httpx.Client, cookie: str) -> int:
+        return http.get("/console/overview", headers={"Cookie": f"ccp-console={cookie}"}).status_code
+
+    with place.served("console = true\n") as http:
+        own = {"Origin": str(http.base_url).rstrip("/")}
+        sessions = []
+        for _ in range(2):
+            sessions.append(http.post("/console/login", data=form, headers=own).cookies["ccp-console"])
+            http.cookies.clear()  # As two browsers have them.
+        ended, living = sessions
+        assert [overview(http, each) for each in (ended, living)] == [200, 200]
+        place.run("backup", copy)
+        with closing(sqlite3.connect(copy)) as connection:
+            assert connection.execute("select count(*) from console_session").fetchone() == (2,)
+        sql(place.url, "delete from console_session where id_hash = ?", hashlib.sha256(ended.encode()).hexdigest())
+        assert [overview(http, each) for each in (ended, living)] == [303, 200]
+    for keep in ((), ("--keep-keys",)):
+        lines = place.run("restore", copy, "--replace", "--yes", *keep)
+        assert not [line for line in lines if line.startswith("  ") and "console.logged" in line]
+        assert sql(place.url, "select * from console_session") == []
+        with place.served("console = true\n") as http:
+            assert [overview(http, each) for each in (ended, living)] == [303, 303]
+            again = http.post("/console/login", data=form, headers=own).cookies["ccp-console"]
+            http.cookies.clear()
+            assert overview(http, again) == 200
