@@ -435,7 +435,9 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         *ocpp.routes(pool, context),
         *oauth.routes(authority, context, issuer=config.public_url, bind=config.certificate_bound_tokens),
         pcp_webhook.pcp_route(context, pool, config.pcp_webhook_secret),
-        subscribed_events.route(context, pool, sources, services.peers.negatives.forget, root_sync.request),
+        subscribed_events.route(
+            context, pool, sources, services.peers.negatives.forget, root_sync.request, metrics.last_calls
+        ),
         *events.router(webhooks, context, events.OPNC).routes,
         *admin.router(registry, recorders.statistics, context).routes,
         *admin_refusals.router(store, context).routes,

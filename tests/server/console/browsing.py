@@ -36,6 +36,8 @@ class Page(HTMLParser):
         self.source = text
         self.forms: list[FormOnPage] = []
         self.links: list[str] = []
+        self.link_texts: list[str] = []
+        self._in_link = False
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.pieces: list[str] = []
         self.feed(text)
@@ -50,9 +52,16 @@ class Page(HTMLParser):
             self.forms[-1].fields[str(given["name"])] = given.get("value") or ""
         elif tag == "a" and given.get("href"):
             self.links.append(str(given["href"]))
+            self.link_texts.append("")
+            self._in_link = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_link = self._in_link and tag != "a"
 
     def handle_data(self, data: str) -> None:
         self.pieces.append(data)
+        if self._in_link:
+            self.link_texts[-1] += data
 
     @property
     def text(self) -> str:

@@ -10,8 +10,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ccp.server.console import attention
+from ccp.server.console.system_health import of_peer, of_service
 from ccp.server.metrics.last_calls import PEER, SERVICE, LastCalls
 from ccp.server.runtime.background import TaskState
+from ccp.server.storage.queries.peers import Peer
 from ccp.server.storage.queries.request_counts import hour_of
 from ccp.testing.pki import PKI
 from tests.server.console.browsing import Browser, admin, logged_in
@@ -88,14 +90,14 @@ def test_overview_with_every_code_in_every_hour_is_small(pool: Pool, person: Bro
 
 
 def test_contested_vehicles_are_listed_in_pages(pool: Pool, person: Browser) -> None:
-    pcids = sorted(str(new_pcid()) for _ in range(102))
+    pcids = sorted(str(new_pcid()) for _ in range(27))
     for pcid in pcids:
         pool.sql(
             "insert into vehicle (pcid, rev, default_emaid, default_chosen, contested) values (?, 1, ?, false, ?)",
             pcid, "DEEXAC00000001", json.dumps(["FREXAC00000002"]),
         )  # fmt: skip
     page = person.page("/contested")
-    assert page.text.count("FREXAC00000002") == 100
+    assert page.text.count("FREXAC00000002") == 25
     assert f"/console/vehicles/{pcids[0]}" in page.links
     assert "/console/contracts/FREXAC00000002" in page.links
     rest = person.page(next(link for link in page.links if "after=" in link))
@@ -128,16 +130,22 @@ def test_attention_names_peers_services_and_tasks_that_fail() -> None:
     calls.record(SERVICE, "pcp", "client_error", 0.1)  # It does not know the vehicle.
     calls.record(SERVICE, "pki", "server_error", 0.1)
     calls.record(SERVICE, "pki", "abandoned", 0.1)  # Says nothing.
+    peers = [Peer("DE*DOWN", "https://down.example"), Peer("DE*UP", "https://up.example")]
+    services = [of_service(name, calls.of(SERVICE, name), now) for name in ("rcp", "pcp", "pki")]
+    systems = [
+        *services,
+        *(of_peer(each, calls.of(PEER, each.party_id), now, circuit_is_open="DOWN" in each.party_id) for each in peers),
+    ]
     found = [
         *attention.of_tasks([TaskState("statistics", False, 4, "disk full."), TaskState("purge", True, 1, "busy")]),
-        *attention.of_services([(name, calls.of(SERVICE, name)) for name in ("rcp", "pcp", "pki")], now),
-        *attention.of_peers(["DE*DOWN", "DE*UP"], "DE*DOWN".__eq__, lambda name: calls.of(PEER, name), now),
+        *attention.of_systems(systems),
     ]
-    assert [(each.kind, each.text) for each in attention.urgent_first(found)] == [
-        ("bad", "The last call of the pki failed 2 minutes ago: server_error."),
-        ("bad", "The peer DE*DOWN does not answer, and is left out for a while. The last call failed 2 minutes ago: "
-         "timed_out."),
-        ("warn", "The background task statistics has failed 4 times in a row: disk full."),
+    assert [(each.kind, each.text, each.action) for each in attention.urgent_first(found)] == [
+        ("bad", "pki (service): It failed by itself (status 5xx) 2 minutes ago.", "Ask its operator."),
+        ("bad", "DE*DOWN (peer pool): It did not answer in time 2 minutes ago. It is left out for a while.",
+         "Ask its operator."),
+        ("warn", "The background task statistics has failed 4 times in a row: disk full.",
+         "The log has the cause; it is repeated by itself."),
     ]  # fmt: skip
 
 

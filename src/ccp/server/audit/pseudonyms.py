@@ -55,11 +55,19 @@ class Pseudonyms:
         """
         return _replace_ids(text, self.pseudonym)
 
+    @staticmethod
+    def mask_ids(text: str) -> str:
+        """Replace every id in a text by its owner: for a text that is repeated to a person who may have made it up.
+
+        A pseudonym there would tell which one belongs to an id.
+        """
+        return _replace_ids(text, _owner)
+
     def pseudonymise_text(self, text: str | None) -> str | None:
         """A text from outside as a log event contains it, such as an unknown client id, which may contain an id."""
         if text is None or self.mode is LogIdentifiers.CLEAR:
             return text
-        return _replace_ids(text, _owner) if self.mode is LogIdentifiers.OWNER else self.replace_ids(text)
+        return self.mask_ids(text) if self.mode is LogIdentifiers.OWNER else self.replace_ids(text)
 
 
 def _owner(canonical: EMAID | PCID) -> str:

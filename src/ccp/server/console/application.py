@@ -32,6 +32,7 @@ from ccp.server.console.login import Login
 from ccp.server.console.parts import ConsoleParts
 from ccp.server.console.rendering import HEADERS, PREFIX, Rendering
 from ccp.server.console.sessions import ConsoleRole, Session
+from ccp.server.console.texts import MAX_TEXT, cut
 from ccp.server.console.visit import NavigationEntry, Visit, redirect
 from ccp.server.http import errors
 from ccp.server.http.error_body import INTERNAL_ERROR
@@ -41,6 +42,8 @@ PageHandler: TypeAlias = Callable[[Visit], Awaitable[Response]]
 ActionHandler: TypeAlias = Callable[[Visit, Form], Awaitable[Response]]
 _Answer: TypeAlias = Callable[[Request], Awaitable[Response]]
 
+_MESSAGES: Final = 20
+"""Sentences of an error page."""
 _CACHED: Final = "public, max-age=31536000, immutable"
 
 
@@ -129,10 +132,11 @@ class Console:
 
     def _visit(self, request: Request, session: Session, path: str, title: str) -> Visit:
         in_full = session.role is ConsoleRole.ADMIN
+        ids = request.state.ids = IdDisplay(self._parts.pseudonyms, self._parts.cipher, in_full=in_full)
         return Visit(
             request,
             session,
-            IdDisplay(self._parts.pseudonyms, self._parts.cipher, in_full=in_full),
+            ids,
             self._parts.context.clock(),
             trace_of(request.scope).id,
             path,
@@ -157,11 +161,16 @@ class Console:
         return Response(file.content, 200, headers, media_type=file.media_type)
 
     async def error_page(self, request: Request, status: int, messages: list[str], headers: dict[str, str]) -> Response:
-        """The page for a refused or failed request."""
-        trace_id = trace_of(request.scope).id
+        """The page for a refused or failed request. Its sentences may contain ids: an admin sees these in full."""
+        ids: IdDisplay | None = getattr(request.state, "ids", None)
+        show = self._parts.pseudonyms.mask_ids if ids is None else ids.text
         values: dict[str, Any] = {
-            "title": _TITLES.get(status, "Not possible"), "messages": messages, "trace_id": trace_id, "status": status,
-        }  # fmt: skip
+            "title": _TITLES.get(status, "Not possible"),
+            "messages": [cut(show(message), 2 * MAX_TEXT) for message in messages[:_MESSAGES]],
+            "more": max(len(messages) - _MESSAGES, 0),
+            "trace_id": trace_of(request.scope).id,
+            "status": status,
+        }
         text = self._rendering.render("error.html", values)
         return HTMLResponse(text, status, {**headers, **HEADERS})
 

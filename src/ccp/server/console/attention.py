@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 from urllib.parse import quote
 
-from ccp.server.console.rendering import age, duration, percent, plural
+from ccp.server.console.rendering import duration, percent, plural
 from ccp.server.console.request_charts import RequestCharts
+from ccp.server.console.system_health import SystemHealth
 from ccp.server.domain.statistics import ContractState, ContractStatistics, VehicleState, WebhookStatistics
-from ccp.server.metrics.last_calls import CallRecord
 from ccp.server.runtime.background import TaskState
 
 _WEBHOOKS: Final = 5
@@ -25,12 +25,16 @@ _TASK_FAILURES: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """A sentence about what needs attention. kind: bad or warn. path: of the page that shows more. label: its link."""
+    """A sentence about what needs attention, and what to do.
+
+    kind: bad or warn. path: of the page that shows more, below the prefix. label: its link. action: a sentence.
+    """
 
     kind: str
     text: str
     path: str = ""
     label: str = "Show"
+    action: str = ""
 
 
 def urgent_first(found: Iterable[Attention]) -> list[Attention]:
@@ -43,17 +47,18 @@ def of_contracts(counted: ContractStatistics) -> Iterator[Attention]:
     without = counted.contracts.get(ContractState.NO_EVIDENCE, 0)
     if without:
         text = f"{plural(without, 'contract')} cannot be delivered: their revocation evidence has expired."
-        yield Attention("bad", text, "/health", "Run the checks")
+        yield Attention("bad", text, "/health", "Run the checks", "See which CRL or OCSP responder does not answer.")
     contested = counted.vehicles.get(VehicleState.CONTESTED, 0)
     if contested:
         verb = "has" if contested == 1 else "have"
         text = f"{plural(contested, 'vehicle')} {verb} contracts of several providers, and no choice by the OEM."
-        yield Attention("warn", text, "/contested", "List the vehicles")
+        yield Attention("warn", text, "/contested", "List the vehicles", "Ask the manufacturers to choose.")
     soon = counted.expiry.totals[0] if counted.expiry.totals else 0
     if soon:
         verb = "ends" if soon == 1 else "end"
         text = f"{plural(soon, 'contract')} {verb} within {plural(counted.expiry.days[0], 'day')}."
-        yield Attention("warn", text, "/overview#forecast", "See which providers")
+        action = "Ask the providers to publish renewed contracts."
+        yield Attention("warn", text, "/overview#forecast", "See which providers", action)
 
 
 def of_webhooks(counted: WebhookStatistics, now: datetime) -> Iterator[Attention]:
@@ -63,30 +68,19 @@ def of_webhooks(counted: WebhookStatistics, now: datetime) -> Iterator[Attention
         if each.dead:
             verb = "was" if each.dead == 1 else "were"
             text = f"{plural(each.dead, 'event')} to a webhook of {each.client_id} {verb} given up."
-            yield Attention("bad", text, f"{path}?state=dead", "See why, and send again")
+            action = "Ask the partner what it refused; then send them again."
+            yield Attention("bad", text, f"{path}?state=dead", "See why, and send again", action)
         elif each.oldest is not None and (now - each.oldest).total_seconds() > _WAITED:
             text = f"Events to a webhook of {each.client_id} have waited for {duration(now - each.oldest)}."
-            yield Attention("warn", text, path, "See the last responses")
+            yield Attention("warn", text, path, "See the last responses", "Ask the partner to mend its receiver.")
 
 
-def of_peers(
-    names: Iterable[str], is_open: Callable[[str], bool], record: Callable[[str], CallRecord], now: datetime
-) -> Iterator[Attention]:
-    """Peers that this worker does not ask for now. names: of the enabled peers."""
-    for name in names:
-        if is_open(name):
-            failure = record(name).failure
-            last = f" The last call failed {age(failure.at, now)}: {failure.outcome}." if failure else ""
-            text = f"The peer {name} does not answer, and is left out for a while.{last}"
-            yield Attention("bad", text, "/partners", "Test the peer")
-
-
-def of_services(services: Iterable[tuple[str, CallRecord]], now: datetime) -> Iterator[Attention]:
-    """External services whose newest call failed. services: name and calls."""
-    for name, record in services:
-        if record.is_failing and record.failure is not None:
-            text = f"The last call of the {name} failed {age(record.failure.at, now)}: {record.failure.outcome}."
-            yield Attention("bad", text, "/partners#services", "Test the service")
+def of_systems(systems: Iterable[SystemHealth]) -> Iterator[Attention]:
+    """Peers, external services and subscriptions that do not work."""
+    for each in systems:
+        if each.kind in ("bad", "warn"):
+            text = f"{each.name} ({each.what}): {each.words or each.state}"
+            yield Attention(each.kind, text, each.path, "See it, and test it", each.action)
 
 
 def of_tasks(tasks: Sequence[TaskState]) -> Iterator[Attention]:
@@ -94,9 +88,9 @@ def of_tasks(tasks: Sequence[TaskState]) -> Iterator[Attention]:
     for task in tasks:
         if task.failures >= _TASK_FAILURES:
             text = f"The background task {task.name} has failed {task.failures} times in a row: {task.reason}"
-            yield Attention(
-                "bad" if task.critical else "warn", text.rstrip(".") + ".", "/health#tasks", "See the tasks"
-            )
+            action = "The log has the cause; it is repeated by itself."
+            kind = "bad" if task.critical else "warn"
+            yield Attention(kind, text.rstrip(".") + ".", "/health#tasks", "See the tasks", action)
 
 
 def of_deliveries(charts: RequestCharts) -> Iterator[Attention]:
@@ -110,4 +104,6 @@ def of_deliveries(charts: RequestCharts) -> Iterator[Attention]:
     if main is None:
         yield Attention("warn", text)
         return
-    yield Attention("warn", f"{text} Most: {main.name}.", f"/refusals?code={quote(main.name)}", "See these refusals")
+    action = f"{main.code.responsible.value}: {main.code.action}" if main.code else ""
+    path = f"/refusals?code={quote(main.name)}"
+    yield Attention("warn", f"{text} Most: {main.name}.", path, "See these refusals", action)

@@ -19,6 +19,7 @@ from ccp.errors import FieldError, NotAuthorised, NotFound
 from ccp.ids import EMAID, PCID
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.console.pool_keys import load_key
+from ccp.server.console.texts import MAX_TEXT, cut
 from ccp.server.pool.refusal_reports import parse_ids
 from ccp.server.storage import Store
 
@@ -73,9 +74,16 @@ class IdDisplay:
         owner = canonical.provider if isinstance(canonical, EMAID) else canonical.wmi
         return f"{owner}…{self._pseudonyms.pseudonym(canonical)}"
 
-    def text(self, text: str) -> str:
-        """A text that may contain ids, such as an error sentence or a subject of the audit trail."""
-        return text if self.in_full else self._pseudonyms.replace_ids(text)
+    def text(self, text: str, limit: int = MAX_TEXT) -> str:
+        """A text from outside, which may contain ids, such as an error sentence or the name of a certificate.
+
+        limit: bytes of it in the page.
+        """
+        return cut(text if self.in_full else self._pseudonyms.replace_ids(text), limit)
+
+    def echo(self, text: str) -> str:
+        """What the person has typed, as it is repeated in the page. A viewer who types an id learns no pseudonym."""
+        return cut(text if self.in_full else self._pseudonyms.mask_ids(text), 2 * MAX_TEXT)
 
     def handle(self, canonical: EMAID | PCID) -> str:
         """The id as a part of an address."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from markupsafe import Markup
 from ccp.errors.codes import BY_VALUE
 from ccp.schemas.timestamps import rfc3339
 from ccp.server.console import charts
+from ccp.server.console.texts import cut
 from ccp.server.http.documentation_site import PREFIX as DOCUMENTATION
 
 PREFIX: Final = "/console"
@@ -60,7 +62,9 @@ class Rendering:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.filters.update(time=time_element, age=age, number=number, duration=duration, plural=plural)
+        self._environment.filters.update(
+            time=time_element, age=age, number=number, duration=duration, plural=plural, cut=cut, card_table=card_table
+        )
         self._environment.globals.update(
             static=self._address,
             prefix=PREFIX,
@@ -125,6 +129,33 @@ def number(value: float) -> str:
 def plural(count: int, word: str, several: str | None = None) -> str:
     """A count with its noun: "1 peer", "3 peers"."""
     return f"{number(count)} {word if count == 1 else several or word + 's'}"
+
+
+_HEAD: Final = re.compile(r"<th scope=\"col\"([^>]*)>(.*?)</th>", re.DOTALL)
+_CELL: Final = re.compile(r"<(thead|tbody|tr|td|th scope=\"row\")(?=[ >])")
+_TAG: Final = re.compile(r"<[^>]+>")
+
+
+def card_table(content: Markup) -> Markup:
+    """The rows of a table so that a narrow window can show each as a card: explicit roles, and the name of the column
+    in each cell.
+
+    content: thead and tbody as templates have them, with one cell in each row for each column.
+    """
+    names = [_TAG.sub("", found[2]).strip() for found in _HEAD.finditer(content)]
+    column = 0
+
+    def named(found: re.Match[str]) -> str:
+        nonlocal column
+        tag = found[1]
+        if tag in ("thead", "tbody", "tr"):
+            column = 0
+            return f'<{tag} role="{"row" if tag == "tr" else "rowgroup"}"'
+        name = names[column] if column < len(names) else ""
+        column += 1
+        return f'<{tag} role="{"cell" if tag == "td" else "rowheader"}" data-name="{name}"'
+
+    return Markup(_HEAD.sub(r'<th scope="col" role="columnheader"\1>\2</th>', _CELL.sub(named, content)))  # noqa: S704  ours
 
 
 def percent(part: float, whole: float) -> str:

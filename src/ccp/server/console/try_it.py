@@ -14,12 +14,14 @@ from ccp.exi.message_input import exi_bytes
 from ccp.server.console.application import Endpoint, ErrorPage
 from ccp.server.console.forms import parse_form
 from ccp.server.console.identifiers import IdDisplay
-from ccp.server.console.pages.why import MAX_FORM_FACTOR, Reading, read_message
+from ccp.server.console.messages import Echo, Reading, echo, read_message
+from ccp.server.console.pages.why import MAX_FORM_FACTOR
 from ccp.server.console.parts import ConsoleParts
 from ccp.server.console.rendering import HEADERS, Rendering
 from ccp.server.http.middleware.client_address import client_of
 
 PATH = "/try-it"
+NO_MESSAGE = Echo()
 
 
 class TryIt:
@@ -47,16 +49,16 @@ class TryIt:
         context.limits.check_try_it(client_of(request.scope))
         limit = MAX_FORM_FACTOR * self._parts.config.max_body
         form = parse_form(request.headers, await context.read_body(request.receive, request.headers, limit))
-        message = form.get("message", "").strip()
+        text = form.get("message", "").strip()
         try:
             data = exi_bytes(form.need("message").encode("utf-8"))
-            reading = await read_message(self._parts, data, context.clock(), with_contracts=False)
+            reading = await read_message(self._parts, data, context.clock(), self._ids, with_contracts=False)
         except (EXIError, FieldError) as exc:
-            return self._page(message, problem=str(exc), status=400)
-        return self._page(message, reading)
+            return self._page(echo(text, self._ids), problem=str(exc), status=400)
+        return self._page(echo(text, self._ids, data), reading)
 
     def _page(
-        self, message: str = "", reading: Reading | None = None, problem: str | None = None, status: int = 200
+        self, message: Echo = NO_MESSAGE, reading: Reading | None = None, problem: str | None = None, status: int = 200
     ) -> Response:
         values = {
             "title": "Try it",

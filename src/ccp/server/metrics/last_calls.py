@@ -1,4 +1,4 @@
-"""The newest responses of each peer and external service, as one worker knows them.
+"""The newest responses of each peer and external service, and the newest events from them, as one worker knows them.
 
 Metrics count the calls of all workers; this says what the newest calls of this worker ended with, for the console.
 """
@@ -13,6 +13,8 @@ from typing import Final, NamedTuple
 
 PEER: Final = "peer"
 SERVICE: Final = "service"
+EVENTS: Final = "events"
+"""Events of a system that this pool has subscribed to, by the source of the subscription."""
 _MAX_KNOWN: Final = 1000
 """Peers and services. A peer that was removed is forgotten at the next start."""
 _ANSWERED: Final = frozenset({"ok", "found", "nothing", "not_found"})
@@ -50,7 +52,7 @@ class LastCalls:
         self._records: dict[tuple[str, str], CallRecord] = {}
 
     def record(self, kind: str, name: str, outcome: str, seconds: float) -> None:
-        """Record the end of a call. kind: PEER or SERVICE. name: party id, or prefix of the settings."""
+        """Record the end of a call. kind: PEER, SERVICE or EVENTS. name: party id, prefix of settings, or source."""
         if outcome in _WITHOUT_RESULT:
             return
         found = self._records.get((kind, name))

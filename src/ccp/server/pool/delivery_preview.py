@@ -88,8 +88,11 @@ class DeliveryPreviews:
         state = await self._store.read(evidence.load(refs, policy))
         key, notes = await self._current_key(pcid, namespace, stored)
 
+        # Each variant is examined once: a vehicle may have hundreds.
+        problems = {id(contract): undeliverable_reason(contract, state, policy, key, now) for contract in stored}
+
         def deliverable(contract: SignedContract) -> bool:
-            return undeliverable_reason(contract, state, policy, key, now) is None
+            return problems[id(contract)] is None
 
         refusal: CCPError | None = None
         places: dict[SignedContract, int] = {}
@@ -107,19 +110,24 @@ class DeliveryPreviews:
         except NotFound as exc:
             refusal = exc
 
+        placed = {contract.emaid for contract in places}
+        not_selected: dict[EMAID, str | None] = {}
+
         def reason(contract: SignedContract) -> str | None:
             if contract in places:
                 return None
             if not contract.valid_at(now):
                 return "The contract certificate has expired." if contract.valid_to < now else _NOT_YET
-            error = undeliverable_reason(contract, state, policy, key, now)
+            error = problems[id(contract)]
             if error is not None:
                 return str(error)
-            if any(other.emaid == contract.emaid for other in places):
+            if contract.emaid in placed:
                 return "The vehicle gets another variant of this contract: the newest one whose V2G root it lists."
-            return contracts.not_selected_reason(
-                contract, stored, now, deliverable=deliverable, no_default=self._no_default
-            )
+            if contract.emaid not in not_selected:
+                not_selected[contract.emaid] = contracts.not_selected_reason(
+                    contract, stored, now, deliverable=deliverable, no_default=self._no_default
+                )
+            return not_selected[contract.emaid]
 
         variants = [
             PreviewedVariant(contract, places.get(contract), reason(contract))

@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from ccp.errors import FieldError
 from ccp.server.console.application import Console
+from ccp.server.console.audit_subjects import details_of
 from ccp.server.console.audit_verification import AuditVerification
 from ccp.server.console.forms import Form
 from ccp.server.console.parts import ConsoleParts
@@ -27,7 +28,7 @@ from ccp.server.storage.queries import audit
 from ccp.server.storage.queries.audit import MAX_LANE, Action, AuditRow, Filter, Place
 from ccp.server.storage.queries.contracts import instant
 
-ROWS: Final = 100
+ROWS: Final = 50
 _EXPORTED: Final = 5000
 EXAMINED: Final = 50_000
 """Rows that a search with conditions reads: some 20 milliseconds."""
@@ -74,7 +75,7 @@ def register(console: Console, parts: ConsoleParts) -> None:
             following = audit.before_time(result.examined)
         return visit.render(
             "audit.html",
-            rows=shown,
+            rows=[(row, details_of(row.subject, visit.ids)) for row in shown],
             unexamined=None if more else result.examined,
             since=result.since.isoformat(),
             before=visit.query("before"),

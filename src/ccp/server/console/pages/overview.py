@@ -15,26 +15,26 @@ from starlette.responses import Response
 
 from ccp.errors import FieldError
 from ccp.ids import PCID
-from ccp.server.console import attention
+from ccp.server.console import attention, systems
 from ccp.server.console.application import Console
 from ccp.server.console.attention import Attention
 from ccp.server.console.parts import ConsoleParts
 from ccp.server.console.rendering import age, number
 from ccp.server.console.request_charts import ChartPeriod, RequestCharts, request_charts
+from ccp.server.console.system_health import SystemHealth
 from ccp.server.console.visit import Visit
 from ccp.server.domain.parties import PartyRole
 from ccp.server.domain.statistics import ContractState, ContractStatistics, VehicleState
-from ccp.server.metrics.last_calls import PEER, SERVICE
-from ccp.server.settings.services import SERVICES
-from ccp.server.storage.queries import peers as peer_queries
 from ccp.server.storage.queries import request_counts, vehicle_lock
 from ccp.server.trust.anchors import expiry_warnings
 from ccp.x509.profiles import AnchorRole
 
 _PROVIDERS: Final = 10  # Of the expiry forecast.
 _CODES: Final = 20
-_CONTESTED: Final = 100
+_CONTESTED: Final = 25
 _PARTIES: Final = 100
+_ATTENTION: Final = 25
+_SYSTEMS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,16 @@ def register(console: Console, parts: ConsoleParts) -> None:
         contracts = parts.statistics.contracts
         charts = await _charts(parts, period, visit.now)
         figures = [] if contracts is None else list(_contract_figures(contracts, visit.now))
+        around = systems.all_health(
+            await systems.load_peers(parts, visit.now), await systems.load_services(parts, visit.now)
+        )
+        urgent = attention.urgent_first(await _attention(parts, charts, around, visit.now))
         return visit.render(
             "overview.html",
-            attention=attention.urgent_first(await _attention(parts, charts, visit.now)),
+            attention=urgent[:_ATTENTION],
+            not_shown=len(urgent[_ATTENTION:]),
+            systems=around[:_SYSTEMS],
+            other_systems=len(around[_SYSTEMS:]),
             steps=await _first_steps(parts),
             counted=charts,
             periods=[(each.value, each.words) for each in ChartPeriod],
@@ -102,12 +109,13 @@ async def _charts(parts: ConsoleParts, period: ChartPeriod, now: datetime) -> Re
     return request_charts(counted, period, now)
 
 
-async def _attention(parts: ConsoleParts, charts: RequestCharts, now: datetime) -> list[Attention]:
-    found = [Attention("bad", sentence, "/health", "See the health") for sentence in await parts.health.problems()]
-    registered = [peer.party_id for peer in await parts.store.read(peer_queries.list_all()) if peer.enabled]
-    found += attention.of_peers(registered, parts.peers.circuit_is_open, lambda name: parts.calls.of(PEER, name), now)
-    services = [(SERVICES[prefix], parts.calls.of(SERVICE, prefix)) for prefix in parts.config.services]
-    found += attention.of_services(services, now)
+async def _attention(
+    parts: ConsoleParts, charts: RequestCharts, around: list[SystemHealth], now: datetime
+) -> list[Attention]:
+    examine = "Examine the pool there; the findings say what to do."
+    problems = await parts.health.problems()
+    found = [Attention("bad", sentence, "/health", "See the health", examine) for sentence in problems]
+    found += attention.of_systems(around)
     found += attention.of_tasks(parts.background.states())
     found += attention.of_deliveries(charts)
     if parts.statistics.contracts is not None:
@@ -115,7 +123,8 @@ async def _attention(parts: ConsoleParts, charts: RequestCharts, now: datetime) 
     if parts.statistics.webhooks is not None:
         found += attention.of_webhooks(parts.statistics.webhooks, now)
     found += [
-        Attention("warn", text, "/anchors", "See the anchors") for text in expiry_warnings(parts.trust.anchors, now)
+        Attention("warn", text, "/anchors", "See the anchors", "Get its successor, and add it with ccp trust add.")
+        for text in expiry_warnings(parts.trust.anchors, now)
     ]
     return found
 

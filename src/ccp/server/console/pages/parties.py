@@ -33,7 +33,7 @@ def register(console: Console, parts: ConsoleParts) -> None:
         view = await registry.show(visit.path_part("client_id"), visit.now)
         return visit.render(
             "party.html",
-            title=view.party.name,
+            title=visit.ids.text(view.party.name, 160),
             party=view.party,
             secrets=view.secrets,
             webhooks=await parts.store.read(webhooks.list_by_party(view.party.client_id)),
@@ -51,7 +51,7 @@ def register(console: Console, parts: ConsoleParts) -> None:
         return visit.render(
             "secret.html",
             secret=secret,
-            about=f"client secret of {view.party.name}",
+            about=f"client secret of {visit.ids.text(view.party.name)}",
             fate=f"The previous secret {OVERLAPS[overlap]}.",
             back=f"/parties/{client_id}",
         )

@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Final, TypeAlias
+from urllib.parse import quote
 
 from starlette.responses import Response
 
 from ccp.errors import CCPError, NotFound, TooManyRequests
+from ccp.server.console import systems
 from ccp.server.console.application import Console
 from ccp.server.console.forms import Form
+from ccp.server.console.paging import portion
 from ccp.server.console.parts import ConsoleParts
 from ccp.server.console.visit import Visit
 from ccp.server.external.egress import client_tls_context
@@ -20,10 +23,11 @@ from ccp.server.pool.peer_probe import probe_peer
 from ccp.server.pool.peer_registry import PeerRegistry
 from ccp.server.runtime.redacted_urls import hide_credentials
 from ccp.server.settings.services import SERVICES
-from ccp.server.storage.queries import audit, subscriptions
+from ccp.server.storage.queries import audit
 from ccp.server.storage.queries.audit import Action, Entry
 from ccp.server.storage.queries.peers import Peer
 
+_PEERS: Final = 25
 _CALL: Final = 5.0
 """Seconds for the call of a peer."""
 _TIMEOUT: Final = 15.0
@@ -39,19 +43,19 @@ def register(console: Console, parts: ConsoleParts) -> None:
 
     @console.page("/partners", "Peers and services", navigation=True)
     async def show(visit: Visit) -> Response:
-        services = [
-            (prefix, SERVICES[prefix], hide_credentials(service.url), service.authentication)
-            for prefix, service in parts.config.services.items()
-        ]
-        sources = {each.source: each for each in await parts.store.read(subscriptions.list_all())}
         return visit.render(
             "partners.html",
-            peers=await registry.list_all(),
-            services=services,
-            sources=sources,
-            calls=parts.calls,
-            circuit_is_open=parts.peers.circuit_is_open,
+            peers=portion(visit, await systems.load_peers(parts, visit.now), _PEERS),
+            services=await systems.load_services(parts, visit.now),
+            settings=parts.config.services,
+            hide_credentials=hide_credentials,
         )
+
+    @console.page("/peers/{party_id}", "Peer")
+    async def show_peer(visit: Visit) -> Response:
+        row = await systems.load_peer(parts, visit.path_part("party_id"), visit.now)
+        title = f"Peer {visit.ids.text(row.peer.party_id)}"
+        return visit.render("peer.html", title=title, row=row, peer=row.peer)
 
     running = False
 
@@ -70,7 +74,8 @@ def register(console: Console, parts: ConsoleParts) -> None:
         subject = {about: name, "works": problem is None}
         entry = Entry(visit.now, visit.actor.name, action, subject, trace_id=visit.trace_id)
         await parts.store.write(audit.record(entry))
-        return visit.render("partner_test.html", name=name, problem=problem)
+        back = "/partners" if about == "service" else f"/peers/{quote(name, safe='')}"
+        return visit.render("partner_test.html", name=name, problem=problem, back=back)
 
     @console.action("/peers/{party_id}/test", title="Test")
     async def test_peer(visit: Visit, form: Form) -> Response:
@@ -98,10 +103,10 @@ def register(console: Console, parts: ConsoleParts) -> None:
 
     @console.action("/peers/{party_id}/disable")
     async def disable(visit: Visit, form: Form) -> Response:
-        await registry.disable(visit.path_part("party_id"), visit.actor, visit.now)
-        return visit.redirect("/partners", notice="peer-disabled")
+        peer = await registry.disable(visit.path_part("party_id"), visit.actor, visit.now)
+        return visit.redirect(f"/peers/{quote(peer.party_id, safe='')}", notice="peer-disabled")
 
     @console.action("/peers/{party_id}/enable")
     async def enable(visit: Visit, form: Form) -> Response:
-        await registry.enable(visit.path_part("party_id"), visit.actor, visit.now)
-        return visit.redirect("/partners", notice="peer-enabled")
+        peer = await registry.enable(visit.path_part("party_id"), visit.actor, visit.now)
+        return visit.redirect(f"/peers/{quote(peer.party_id, safe='')}", notice="peer-enabled")

@@ -20,7 +20,7 @@ from ccp.server.storage.queries.audit import Action
 from ccp.server.storage.queries.console_sessions import StoredSession
 from ccp.server.storage.queries.contracts import microseconds
 
-PAGE: Final = 100
+PAGE: Final = 50
 _ENDED: Final = "This session has ended already."
 _CURSOR: Final = re.compile(r"([0-9]{1,18})\.([0-9a-f]{16})")
 

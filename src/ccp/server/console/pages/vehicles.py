@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -14,12 +15,15 @@ from ccp.errors import EXIError, NotFound
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.schemas.event_types import canonical
 from ccp.server.console.application import Console
+from ccp.server.console.audit_subjects import EDITIONS, Detail, details_of
 from ccp.server.console.certificate_chains import Chain, load_chains
+from ccp.server.console.paging import portion
 from ccp.server.console.parts import ConsoleParts
 from ccp.server.console.sessions import ConsoleRole
 from ccp.server.console.visit import Visit
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.subscriptions import EventKind
+from ccp.server.pool.delivery_preview import PreviewedVariant
 from ccp.server.pool.refusal_reports import parse_ids
 from ccp.server.storage.queries import audit, deliveries, handed_out, refusals, vehicle_lock
 from ccp.server.storage.queries.deliveries import Delivery
@@ -27,10 +31,12 @@ from ccp.server.storage.queries.refusals import RefusalFilter
 from ccp.verify.report import CheckResult
 from ccp.x509.revocation_policy import DeferredRevocation
 
-EDITIONS: Final = {Namespace.ISO2: "ISO 15118-2", Namespace.ISO20: "ISO 15118-20"}
 _EVENTS: Final = 50
-_HANDED_OUT: Final = 20
-_REFUSALS: Final = 10
+_SHOWN_EVENTS: Final = 15
+_HANDED_OUT: Final = 5
+_REFUSALS: Final = 8
+_VARIANTS: Final = 12
+_SHOWN_AUDIT: Final = 15
 _AUDIT_ROWS: Final = 2000
 """Rows of a shard of the audit trail that a page searches: there is no index for ids."""
 
@@ -56,6 +62,7 @@ class AuditLine:
     outcome: str
     trace_id: str
     number: str
+    details: tuple[Detail, ...]
 
 
 def register(console: Console, parts: ConsoleParts) -> None:
@@ -94,29 +101,36 @@ def register(console: Console, parts: ConsoleParts) -> None:
             title=f"Vehicle {visit.ids.show(pcid)}",
             pcid=pcid,
             state=state,
-            stored=sorted(stored, key=lambda each: (each.namespace, not each.is_default, each.emaid)),
+            stored=portion(visit, _in_order(stored), _VARIANTS),
             previews=[await parts.pool.preview_delivery(pcid, edition, stored, visit.now) for edition in EDITIONS],
+            no_default=parts.config.no_default_policy.value,
             editions=EDITIONS,
-            sent=sent,
-            delivered=_delivered(sent),
+            sent=sent[:_SHOWN_EVENTS],
+            more_sent=len(sent) > _SHOWN_EVENTS,
+            delivered=_delivered(sent)[:_SHOWN_EVENTS],
             handed_out=await parts.store.read(handed_out.of_vehicle(pcid, _HANDED_OUT)),
             refused=refused,
-            lines=await _audit_lines(parts, pcid),
+            lines=await _audit_lines(parts, visit, pcid),
+            named=pcid,
         )
 
     @console.page("/contracts/{id}", "Contract")
     async def contract(visit: Visit) -> Response:
         emaid = visit.ids.resolve(EMAID, visit.path_part("id"))
-        variants = await parts.pool.stored(emaid, None)
+        found = await parts.pool.stored(emaid, None)
+        of_vehicle = await parts.pool.stored(None, found[0].pcid) if found else []
+        variants = [each for each in of_vehicle if each.emaid == emaid]
         if not variants:
             raise NotFound("No contract is stored under this EMAID.")
+        variants.sort(key=lambda each: each.updated_at, reverse=True)
         pcid = variants[0].pcid
-        of_vehicle = await parts.pool.stored(None, pcid)
         previews = [
             await parts.pool.preview_delivery(pcid, edition, of_vehicle, visit.now)
             for edition in EDITIONS
             if any(each.namespace is edition for each in variants)
         ]
+        outcome = {each.contract: each for preview in previews for each in preview.variants}
+        shown = _wanted(visit.query("variant"), variants, outcome)
         sent = [each for each in await parts.store.read(deliveries.of_vehicle(pcid, _EVENTS)) if each.emaid == emaid]
         remembered = await parts.store.read(handed_out.of_vehicle(pcid, _HANDED_OUT))
         return visit.render(
@@ -125,13 +139,20 @@ def register(console: Console, parts: ConsoleParts) -> None:
             emaid=emaid,
             pcid=pcid,
             editions=EDITIONS,
-            details=[await _detail(parts, each, visit.now) for each in _newest_first(variants)],
-            outcome={each.contract: each for preview in previews for each in preview.variants},
-            sent=sent,
-            delivered=_delivered(sent),
+            state=await parts.store.read(vehicle_lock.find_state(pcid)),
+            previews=previews,
+            no_default=parts.config.no_default_policy.value,
+            variants=portion(visit, variants, _VARIANTS),
+            detail=await _detail(parts, shown, visit.now),
+            name_of=name_of,
+            outcome=outcome,
+            sent=sent[:_SHOWN_EVENTS],
+            more_sent=len(sent) > _SHOWN_EVENTS,
+            delivered=_delivered(sent)[:_SHOWN_EVENTS],
             handed_out=[each for each in remembered if emaid in each.emaids],
-            refused=await parts.store.read(refusals.search_page(RefusalFilter(emaid=emaid), _REFUSALS)),
-            lines=await _audit_lines(parts, pcid, emaid),
+            refused=await parts.store.read(refusals.search_page(RefusalFilter(pcid=pcid), _REFUSALS)),
+            lines=await _audit_lines(parts, visit, pcid, emaid),
+            named=emaid,
         )
 
 
@@ -140,8 +161,25 @@ def _delivered(sent: list[Delivery]) -> list[Delivery]:
     return [each for each in sent if canonical(each.kind) == EventKind.DELIVERED]
 
 
-def _newest_first(variants: list[SignedContract]) -> list[SignedContract]:
-    return sorted(variants, key=lambda each: each.updated_at, reverse=True)
+def _in_order(stored: Sequence[SignedContract]) -> list[SignedContract]:
+    return sorted(stored, key=lambda each: (each.namespace, not each.is_default, each.emaid, each.root_fingerprint))
+
+
+def name_of(variant: SignedContract) -> str:
+    """The variant of a contract in an address."""
+    return f"{'2' if variant.namespace is Namespace.ISO2 else '20'}-{variant.root_fingerprint}"
+
+
+def _wanted(
+    name: str, variants: list[SignedContract], outcome: Mapping[SignedContract, PreviewedVariant]
+) -> SignedContract:
+    """The variant that a request names, or else the newest of those that a vehicle would get, or the newest one."""
+    if name:
+        found = next((each for each in variants if name_of(each) == name), None)
+        if found is None:
+            raise NotFound("This variant of the contract is not stored, or not any more.")
+        return found
+    return next((each for each in variants if outcome[each].place is not None), variants[0])
 
 
 async def _stored(parts: ConsoleParts, canonical: EMAID | PCID) -> list[SignedContract]:
@@ -173,10 +211,17 @@ async def _detail(parts: ConsoleParts, contract: SignedContract, now: datetime) 
     return VariantDetail(contract, chains, checks.passed, tuple(checks.results), tuple(warnings))
 
 
-async def _audit_lines(parts: ConsoleParts, pcid: PCID, emaid: EMAID | None = None) -> list[AuditLine]:
+async def _audit_lines(parts: ConsoleParts, visit: Visit, pcid: PCID, emaid: EMAID | None = None) -> list[AuditLine]:
     rows = await parts.store.read(audit.latest_naming(str(pcid), _AUDIT_ROWS))
     return [
-        AuditLine(row.when, row.actor, row.action, row.outcome, row.trace_id or "", f"{row.lane}/{row.number}")
-        for row in rows
-        if emaid is None or row.names(str(emaid))
+        AuditLine(
+            row.when,
+            row.actor,
+            row.action,
+            row.outcome,
+            row.trace_id or "",
+            f"{row.lane}/{row.number}",
+            tuple(details_of(row.subject, visit.ids)),
+        )
+        for row in [row for row in rows if emaid is None or row.names(str(emaid))][: _SHOWN_AUDIT + 1]
     ]

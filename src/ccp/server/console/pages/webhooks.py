@@ -56,7 +56,7 @@ def register(console: Console, parts: ConsoleParts) -> None:
         shown = found[:_DELIVERIES]
         return visit.render(
             "webhook.html",
-            title=f"Webhook of {webhook.client_id}",
+            title=f"Webhook of {visit.ids.text(webhook.client_id)}",
             webhook=webhook,
             host=host_of(webhook),
             deliveries=shown,
@@ -85,7 +85,7 @@ def register(console: Console, parts: ConsoleParts) -> None:
         return visit.render(
             "secret.html",
             secret=webhook.secret,
-            about=f"secret of the webhook of {webhook.client_id}",
+            about=f"secret of the webhook of {visit.ids.text(webhook.client_id)}",
             fate=_FATES[ends],
             back=f"/webhooks/{webhook.id}",
         )

@@ -38,6 +38,7 @@ from ccp.server.http.inbound_events import (
 )
 from ccp.server.http.middleware.tracing import trace_of
 from ccp.server.http.request_context import RequestContext
+from ccp.server.metrics.last_calls import EVENTS, LastCalls
 from ccp.server.pool.event_sources import EventSources
 from ccp.server.pool.operations import Pool
 from ccp.server.pool.subscriptions import CALLBACK_BASE
@@ -54,8 +55,9 @@ def route(
     sources: EventSources,
     forget_negative: Callable[[str, PCID], None],
     synchronise_roots: Callable[[], None],
+    calls: LastCalls,
 ) -> Route:
-    """Return the route. forget_negative: called with a peer and a vehicle."""
+    """Return the route. forget_negative: called with a peer and a vehicle. calls: gets each event that was taken."""
 
     async def take(request: Request) -> Response:
         trace = trace_of(request.scope)
@@ -81,6 +83,7 @@ def route(
         elif source.peer is not None and _CONTRACT_EVENT.fullmatch(event.eventType):
             trace.pcid = read_pcid(body)
             forget_negative(source.peer, trace.pcid)
+        calls.record(EVENTS, source.source, "ok", 0.0)
         return Response(status_code=200)
 
     return Route(PATH, take, methods=["POST"])
