@@ -28,7 +28,9 @@ def walk(visitor: Visitor, start: str) -> Iterator[str]:
         kinds[kind] = kinds.get(kind, 0) + 1
         answer = visitor.page.goto(path)
         assert answer is not None
-        assert answer.status == 200, (path, answer.status)
+        # A row of the audit trail may name what is not stored any more; the page says so.
+        wanted = (200, 404) if path.startswith(("/console/contracts/", "/console/vehicles/")) else (200,)
+        assert answer.status in wanted, (path, answer.status)
         links = visitor.page.locator("a[href]").evaluate_all("all => all.map((link) => link.href)")
         for link in links:
             parts = urlsplit(link)

@@ -34,7 +34,7 @@ def visitor(filled: tuple[Pool, Largest]) -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize("role", ["admin", "viewer"])
-def test_largest_pool_has_small_pages(filled: tuple[Pool, Largest], visitor: Browser, role: str) -> None:
+def test_pages_of_the_largest_pool_are_small(filled: tuple[Pool, Largest], visitor: Browser, role: str) -> None:
     pool, largest = filled
     pool.sql("update console_session set role = ? where agent <> 'x'", role)
     waiting, seen, sizes = list(largest.pages) if role == "admin" else ["/overview"], set[str](), dict[str, int]()
@@ -54,13 +54,13 @@ def test_largest_pool_has_small_pages(filled: tuple[Pool, Largest], visitor: Bro
             "health", "overview", "contested"} <= kinds  # fmt: skip
 
 
-def test_largest_pool_examined_has_a_small_page(filled: tuple[Pool, Largest], visitor: Browser) -> None:
+def test_page_of_the_health_of_the_largest_pool_is_small(filled: tuple[Pool, Largest], visitor: Browser) -> None:
     visitor.http.timeout = httpx.Timeout(60)
     answer = visitor.act("/health", "/health/examine")
     assert (answer.status_code, len(answer.content) < LIMIT) == (200, True), len(answer.content)
 
 
-def test_largest_message_has_a_small_page(filled: tuple[Pool, Largest], visitor: Browser) -> None:
+def test_page_of_the_largest_message_is_small(filled: tuple[Pool, Largest], visitor: Browser) -> None:
     pool, largest = filled
     request = longest_request(pool, pool.car("iso20"))
     assert len(request) > 20_000
@@ -102,7 +102,7 @@ def test_message_is_shown_again_in_its_field_as_far_as_it_fits(filled: tuple[Poo
     ("/parties", r"/parties/(many-\d+)", MANY),
     ("/contested", r"/vehicles/(WEXCONTESTED\d+)", MANY),
 ])  # fmt: skip
-def test_largest_lists_are_shown_in_parts(
+def test_pages_show_the_largest_lists_in_parts(
     filled: tuple[Pool, Largest], visitor: Browser, path: str, pattern: str, number: int
 ) -> None:
     largest = filled[1]
@@ -119,7 +119,7 @@ def test_largest_lists_are_shown_in_parts(
     assert parts > 1
 
 
-def test_tree_of_a_message_ends_where_the_page_is_full(pool: Pool) -> None:
+def test_message_tree_ends_where_the_page_is_full(pool: Pool) -> None:
     ids = IdDisplay(Pseudonyms(pool.settings), HandleCipher(None), in_full=True)  # type: ignore[arg-type]
     message = {"Body": {"Roots": [{"Name": QUOTES * 150, "Number": each} for each in range(200)]}}
     for size, whole in ((24_000, False), (1_000_000, True)):
@@ -129,7 +129,7 @@ def test_tree_of_a_message_ends_where_the_page_is_full(pool: Pool) -> None:
         assert (tree.is_whole, shown == 400) == (whole, whole)
 
 
-def test_part_of_a_list_that_does_not_exist_is_refused(visitor: Browser) -> None:
+def test_portion_that_does_not_exist_is_refused(visitor: Browser) -> None:
     for text in ("0", "-1", "x", "1.5", "9" * 30, "²"):
         assert visitor.get("/anchors", params={"from": text}).status_code == 400, text
     assert visitor.get("/anchors", params={"from": "9999999"}).status_code == 200

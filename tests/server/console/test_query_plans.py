@@ -28,7 +28,7 @@ PAGES = (
     "/search?q=WEX0LARGE10000001", "/search?q=DEEXAL10000001", "/search?q=WEX0LARGE99999999", "/why",
     "/why?q=01234567-89ab-cdef-0123-456789abcdef", "/why?q=WEX0LARGE10000001", "/why?q=DEEXAL10000001", "/refusals",
     "/parties", "/parties/large-7", "/parties?after=large-200", "/webhooks", "/webhooks?after=webhook-200",
-    "/partners", "/anchors", "/audit", "/health", "/sessions", "/vehicles/WEX0LARGE10000001",
+    "/partners", "/peers/absent", "/anchors", "/audit", "/health", "/sessions", "/vehicles/WEX0LARGE10000001",
     "/vehicles/WEX0LARGE10000002",
 )  # fmt: skip
 

@@ -87,6 +87,9 @@ def register(console: Console, parts: ConsoleParts) -> None:
         )
         return visit.render("search.html", 404, text=text, canonical=candidates, problem=problem)
 
+    def not_stored(visit: Visit, named: EMAID | PCID) -> Response:
+        return visit.render("search.html", 404, text="", canonical=[named], problem=None)
+
     @console.page("/vehicles/{id}", "Vehicle")
     async def vehicle(visit: Visit) -> Response:
         pcid = visit.ids.resolve(PCID, visit.path_part("id"))
@@ -94,7 +97,7 @@ def register(console: Console, parts: ConsoleParts) -> None:
         stored = await parts.pool.stored(None, pcid)
         refused = await parts.store.read(refusals.search_page(RefusalFilter(pcid=pcid), _REFUSALS))
         if state is None and not stored and not refused.found:
-            raise NotFound("Nothing is stored for this vehicle.")
+            return not_stored(visit, pcid)
         sent = await parts.store.read(deliveries.of_vehicle(pcid, _EVENTS))
         return visit.render(
             "vehicle.html",
@@ -121,7 +124,7 @@ def register(console: Console, parts: ConsoleParts) -> None:
         of_vehicle = await parts.pool.stored(None, found[0].pcid) if found else []
         variants = [each for each in of_vehicle if each.emaid == emaid]
         if not variants:
-            raise NotFound("No contract is stored under this EMAID.")
+            return not_stored(visit, emaid)
         variants.sort(key=lambda each: each.updated_at, reverse=True)
         pcid = variants[0].pcid
         previews = [
