@@ -54,6 +54,7 @@ from tests.server.console.test_sessions import (
     test_form_of_a_person_who_was_disabled_meanwhile_changes_nothing,
     test_logins_at_once_all_succeed_within_the_bound,
     test_session_and_its_forms_survive_a_restart,
+    test_session_does_not_begin_after_its_party_lost_its_rights,
     test_session_ends_at_the_next_login_of_its_browser,
     test_session_id_that_was_not_issued_causes_no_query,
     test_session_that_was_planted_does_not_become_that_of_a_person,

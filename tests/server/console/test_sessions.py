@@ -7,18 +7,22 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 
+from ccp.server.console.sessions import Sessions
 from ccp.server.domain.parties import PartyRole
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.sandbox.local_pool import loopback, running
+from ccp.server.storage.queries import parties
 from ccp.testing.pki import PKI
 from tests.server.console.browsing import Browser, Page, admin, logged_in, outside
-from tests.world import Pool, party, start
+from tests.waiting import wait_until
+from tests.world import Pool, opened, party, start
 
 LIMITED: dict[str, Any] = {"console": True, "trusted_proxies": (), "rate_limit_unauthenticated": 1}
 """Twenty failures of an address, and one more each second."""
@@ -124,6 +128,30 @@ def test_session_does_not_come_back_with_the_rights_of_its_party(pkis: dict[str,
         with logged_in(pool) as person:
             change("PATCH", "", {"roles": ["admin", "cpo"]})
             assert person.get("/overview").status_code == 200
+
+
+@pytest.mark.parametrize("what", ["disabled", "no admin"])
+def test_session_does_not_begin_after_its_party_lost_its_rights(
+    pool: Pool, browser: Browser, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Between the check of the secret and the session: it would come back with the rights."""
+    before = party("second_admin", PartyRole.ADMIN)
+    lost = {"enabled": False} if what == "disabled" else {"roles": frozenset({PartyRole.CPO})}
+    begin = Sessions.begin
+
+    async def late(self: Sessions, *given: Any, **more: Any) -> str:
+        async with opened(pool.settings) as store:
+            await store.write(parties.update(before, replace(before, **lost)))
+        return await begin(self, *given, **more)
+
+    monkeypatch.setattr(Sessions, "begin", late)
+    answer = browser.log_in(pool, "second_admin")
+    monkeypatch.undo()
+    pool.change(parties.update(replace(before, **lost), before))
+    assert (answer.status_code, "set-cookie" in answer.headers) == (403, False)
+    assert answer.headers["x-error-code"] == "client-credentials-invalid"
+    assert "Client id or secret is wrong, or the party has not the role admin." in answer.text
+    wait_until(lambda: browser.log_in(pool, "second_admin").status_code == 303)  # Once the worker knows the party anew.
 
 
 def test_form_of_a_person_who_was_disabled_meanwhile_changes_nothing(pkis: dict[str, PKI]) -> None:

@@ -19,8 +19,9 @@ from ccp.server.console.openid import LOGIN_TIME, OpenIDLogin
 from ccp.server.console.parts import ConsoleParts
 from ccp.server.console.pool_keys import load_key
 from ccp.server.console.rendering import HEADERS, PREFIX, Rendering
-from ccp.server.console.sessions import ConsoleRole, Person, Session, Sessions, credential_of, may_administer
+from ccp.server.console.sessions import ConsoleRole, Person, Session, Sessions, credential_of
 from ccp.server.console.visit import NOTICES, redirect
+from ccp.server.domain.parties import may_administer
 from ccp.server.http import errors
 from ccp.server.http.middleware.client_address import client_of
 from ccp.server.http.middleware.tracing import trace_of
@@ -120,6 +121,7 @@ class Login:
         trace.registered = self._parts.authority.is_registered(client_id)
         try:
             person = await self._person(request, client_id, secret)
+            return await self._begin(request, person, target)
         except TooManyRequests as exc:
             trace.failure = exc
             response = self._page(request, target, "Too many failed attempts; wait before the next one.", 429)
@@ -128,7 +130,6 @@ class Login:
         except NotAuthenticated as exc:
             trace.failure = exc
             return self._page(request, target, _REFUSED, 403)
-        return await self._begin(request, person, target)
 
     async def _person(self, request: Request, client_id: str, secret: str) -> Person:
         """Raises NotAuthenticated, TooManyRequests, Unavailable."""
@@ -146,12 +147,11 @@ class Login:
 
     async def _begin(self, request: Request, person: Person, target: str) -> Response:
         """Start a session with a new id, whatever cookie the browser has. The session of that cookie ends."""
-        trace = trace_of(request.scope)
-        trace.caller, trace.authenticated = person.actor, True
-        now = self._parts.context.clock()
+        trace, now = trace_of(request.scope), self._parts.context.clock()
         session_id = await self._sessions.begin(
             person, self._agent(request), now, trace.id, replaced=self._issued_id(request)
         )
+        trace.caller, trace.authenticated = person.actor, True
         response = redirect(target if is_page(target) else f"{PREFIX}/")
         response.set_cookie(
             self._cookie,

@@ -24,7 +24,7 @@ from enum import StrEnum
 from typing import Final
 
 from ccp.server.console.pool_keys import load_key
-from ccp.server.domain.parties import Party, PartyRole
+from ccp.server.domain.parties import may_administer
 from ccp.server.runtime.clock import TOLERANCE
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
@@ -95,7 +95,7 @@ class Sessions:
         return base64.urlsafe_b64encode(mac).decode().rstrip("=")
 
     async def begin(self, person: Person, agent: str, now: datetime, trace_id: str, replaced: str | None = None) -> str:
-        """Start a session and record the log-in. Returns the session id. Raises Unavailable.
+        """Start a session and record the log-in. Returns the session id. Raises NotAuthenticated, Unavailable.
 
         replaced: id of the session that the browser had, which ends.
         """
@@ -159,11 +159,6 @@ class Sessions:
         if stored.client_id is None:
             return self._issuer is not None and stored.credential.startswith(f"{_hashed(self._issuer)}:")
         return may_administer(state.party) and stored.credential in credential_of(state.secret_hashes)
-
-
-def may_administer(party: Party | None) -> bool:
-    """Whether a party may use the console."""
-    return party is not None and party.enabled and PartyRole.ADMIN in party.roles
 
 
 def credential_of(secret_hashes: Iterable[str]) -> list[str]:

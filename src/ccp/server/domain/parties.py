@@ -267,6 +267,11 @@ OWNED_WMI: Final = "WMI"
 """Kinds of ids that belong to one party only."""
 
 
+def may_administer(party: Party | None) -> bool:
+    """Whether a party may use the operator's console."""
+    return party is not None and party.enabled and PartyRole.ADMIN in party.roles
+
+
 def owned_ids(party: Party) -> list[tuple[str, str]]:
     """The ids that belong to this party only, by kind, sorted. A CPS signs for providers without owning their ids."""
     found: list[tuple[str, str]] = []

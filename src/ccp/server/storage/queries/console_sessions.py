@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from ccp.server.domain.parties import Party
+from ccp.errors import NotAuthenticated
+from ccp.errors.codes import ErrorCode
+from ccp.server.domain.parties import Party, may_administer
 from ccp.server.storage.engine.query import Query, Row, read_committed, retryable
 from ccp.server.storage.queries import parties
 from ccp.server.storage.queries.contracts import instant, microseconds
@@ -72,8 +74,16 @@ def insert(session: StoredSession, idle_since: datetime, ahead: datetime, replac
 
     Removes expired ones, those of the same person under another role or name, and the oldest of the same actor and of
     all that exceed the maximum. idle_since: sessions without a request since then have expired. ahead: sessions that
-    began after it are of a clock that was wrong. replaced: id_hash of a session to remove.
+    began after it are of a clock that was wrong. replaced: id_hash of a session to remove. Raises NotAuthenticated if
+    the party lost its rights since its secret was checked: its sessions were removed then, and must not come back.
     """
+    if session.client_id is not None:
+        yield from parties.lock()
+        party = yield from parties.find(session.client_id)
+        if not may_administer(party):
+            raise NotAuthenticated(
+                "The party has not the role admin any more.", code=ErrorCode.CLIENT_CREDENTIALS_INVALID
+            )
     yield (
         "delete from console_session where expires_at <= $1 or seen_at <= $2 or created_at > $3 or id_hash = $4 "
         "or (credential = $5 and (role <> $6 or actor <> $7))",

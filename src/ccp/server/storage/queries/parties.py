@@ -17,7 +17,7 @@ from datetime import datetime
 from ccp.errors import Conflict, NotFound
 from ccp.errors.codes import ErrorCode
 from ccp.ids import WMI, OperatorId, ProviderId
-from ccp.server.domain.parties import Party, PartyRole, find_by_name, fold_name, owned_ids
+from ccp.server.domain.parties import Party, PartyRole, find_by_name, fold_name, may_administer, owned_ids
 from ccp.server.storage.engine.query import Query, Row, long_read, read_committed
 from ccp.server.storage.queries import change_counters
 from ccp.server.storage.queries.change_counters import CHANGED_KEYS, ChangeCounter
@@ -148,7 +148,7 @@ def update(before: Party, after: Party) -> Query[None]:
     client_id, name, _, *others = _values(after)
     forms = fold_name(client_id), fold_name(name), name
     yield statement, (client_id, name, _json({*after.roles, *kept}), *others, *forms)
-    if not after.enabled or PartyRole.ADMIN not in after.roles:
+    if not may_administer(after):
         yield "delete from console_session where client_id = $1", (client_id,)
     yield from change_counters.bump_and_log(ChangeCounter.PARTIES, client_id)
 
