@@ -104,7 +104,6 @@ QUERIES: dict[str, Any] = {
     "deliveries.of_vehicle": LONG,
     "vehicle_lock.find_state": vehicle_lock.find_state(P),
     "vehicle_lock.list_contested": vehicle_lock.list_contested(P, 100),
-    "peer_queries.list_all": SMALL,
     "console_sessions.find": SMALL,
     "audit.search": LONG,
     "audit.time_of_row": audit.time_of_row(AT, AT, 50_000),
