@@ -17,7 +17,7 @@ from ccp.server.domain.subscriptions import PreviousSecret
 from ccp.server.events.secret_rotation import rotated
 from ccp.server.storage import Store, connect, storage_key_rotation
 from ccp.server.storage.engine import schema
-from ccp.server.storage.engine.secret_codec import CLEAR, SecretCodec, UnreadableSecret, key_id_of
+from ccp.server.storage.engine.secret_codec import CLEAR, DamagedSecret, SecretCodec, UnreadableSecret, key_id_of
 from ccp.server.storage.queries import (
     parties,
     peers,
@@ -366,3 +366,47 @@ def test_migration_back_is_refused_while_secrets_are_encrypted(url: str, tmp_pat
 def test_key_id_says_nothing_about_the_key(tmp_path: Path) -> None:
     assert key_id_of(b"x" * 32) not in (b"x" * 32).hex()
     assert SecretCodec(write_keys(tmp_path / "keys", 1)).newest not in key(1)
+
+
+def test_secret_under_a_foreign_key_costs_its_row_only(url: str, tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys", 1)
+    fill(url, keys)
+    foreign = "ccp-secret:1:0123456789abcdef:" + "A" * 60
+    sql(url, f"update peer set token = '{foreign}' where party_id = 'other'")
+    other, peer = use(url, keys, lambda store: store.read(peers.list_all()))
+    assert (other.token, peer.secret, peer.damage) == (None, TEXTS["peer.secret"], None)
+    assert "names the storage key 0123456789abcdef, which this database does not use" in str(other.damage)
+    (found,) = use(url, keys, lambda store: store.read(storage_keys.list_unreadable()))
+    assert (found.row, found.reason) == ("other", other.damage)
+    for table, primary, column in storage_key_rotation.SECRET_COLUMNS:
+        sql(url, f"update {table} set {column} = '{foreign}' where {primary} <> '' and {column} is not null")
+
+    async def everything(store: Store) -> None:
+        assert await store.read(signing_keys.list_all()) == []
+        assert [each.damage is None for each in await store.read(peers.list_all())] == [False, False]
+        (hook,) = await store.read(subscribers.list_page("", 10))
+        assert hook.webhook.damage is not None
+        assert [each.secret for each in await store.read(subscriptions.list_all())] == [None]
+        assert await store.read(secrets.find("log_key")) is None
+        assert await store.write(secrets.ensure("log_key", "made anew")) == "made anew"
+        assert await store.read(secrets.find("log_key")) == "made anew"
+        assert len(await store.read(storage_keys.list_unreadable())) == 6
+
+    use(url, keys, everything)
+
+
+def test_secret_under_a_key_of_the_database_that_the_process_lacks_is_no_damage(url: str, tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys", 1)
+    fill(url, keys)
+
+    async def work(store: Store) -> None:
+        both = write_keys(tmp_path / "both", 2, 1)
+        command = connect(url, 3, secrets_key_file=both)
+        await command.open()
+        await storage_key_rotation.rotate(command, "cli:test", AT)
+        await command.close()
+        with pytest.raises(UnreadableSecret, match="which is not in") as found:
+            await store.read(peers.list_all())
+        assert not isinstance(found.value, DamagedSecret)
+
+    use(url, keys, work)

@@ -23,15 +23,21 @@ import binascii
 import hashlib
 import os
 import re
+from collections.abc import Iterable
+from copy import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ccp.errors import ConfigurationError, Unavailable
 from ccp.server.runtime import start_files
 from ccp.server.runtime.secret_files import SecretFileError, read_secret_file
+
+_log = structlog.get_logger("ccp.server.storage")
 
 CLEAR: Final = "none"
 """Stands for a key id where secrets are stored in clear text."""
@@ -116,6 +122,7 @@ class SecretCodec:
         self._may_lack_keys = may_lack_keys
         self._read: start_files.FileState | None = None
         self._keys: dict[str, AESGCM] = {}
+        self._foreign: frozenset[str] = frozenset()
         if path is not None:
             self._read = start_files.state_of(path)
             self._keys = read_keys(path)
@@ -146,8 +153,8 @@ class SecretCodec:
         if stored.startswith(_ESCAPED):
             return stored.removeprefix(_ESCAPED)
         key_id = key_of(stored)
-        key = self._key(key_id)
-        if key is None and _KEY_ID.fullmatch(key_id):
+        key = None if key_id in self._foreign else self._key(key_id)
+        if key is None and key_id not in self._foreign and _KEY_ID.fullmatch(key_id):
             raise UnreadableSecret(f"{_described(place)} cannot be read: {self.missing(key_id)}")
         try:
             if key is None:
@@ -158,9 +165,23 @@ class SecretCodec:
             clear = key.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _associated(key_id, place))
             return clear.decode()
         except (InvalidTag, ValueError) as exc:
-            raise DamagedSecret(
-                f"{_described(place)} cannot be decrypted: its value was changed, or copied from another place."
-            ) from exc
+            sentence = f"{_described(place)} cannot be decrypted: its value was changed, or copied from another place."
+            if key_id in self._foreign:
+                sentence += f" It names the storage key {key_id}, which this database does not use."
+            _report(sentence)
+            raise DamagedSecret(sentence) from exc
+
+    def lacking(self, values: Iterable[object]) -> frozenset[str]:
+        """Ids of the keys that stored values name and this process lacks. Other values do not count."""
+        stored = (each for each in values if isinstance(each, str) and each.startswith(_ENCRYPTED))
+        named = {key_id for key_id in map(key_of, stored) if _KEY_ID.fullmatch(key_id)}
+        return frozenset(key_id for key_id in named if self._key(key_id) is None)
+
+    def without(self, foreign: frozenset[str]) -> SecretCodec:
+        """A codec for which values under these keys are damaged: the database does not use the keys."""
+        other = copy(self)
+        other._foreign = foreign
+        return other
 
     def has(self, key_id: str) -> bool:
         """Whether a database that uses a key may be opened; always for clear text."""
@@ -204,3 +225,8 @@ def _associated(key_id: str, place: Place) -> bytes:
 
 def _described(place: Place) -> str:
     return f"The {place.column} of {place.table} {place.row[:64]} in the database"
+
+
+@lru_cache(1024)  # Once for each secret.
+def _report(sentence: str) -> None:
+    _log.error("secret unreadable", reason=sentence)

@@ -16,7 +16,7 @@ Locks are taken in one order: the change counter of the table, `current`, the ro
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -53,11 +53,18 @@ SECRET_COLUMNS: Final = (
 """Every column with a secret that the pool has to know. Secrets that it only compares are hashes (`party_secret`)."""
 
 
-def secret_codec() -> Generator[Statement, list[Row], SecretCodec]:
-    """The codec of the engine that runs this query."""
-    rows = yield CODEC
-    codec: SecretCodec | None = rows[0][0]
-    return codec or SecretCodec()
+def secret_codec(found: Iterable[Row] = ()) -> Generator[Statement, list[Row], SecretCodec]:
+    """The codec of the engine that runs this query.
+
+    found: the rows to decrypt. A value in them under a key that neither this process nor the database uses is damaged:
+    it costs its row, not the others. A key that the database uses and this process lacks is a fault of the process.
+    """
+    codec: SecretCodec = (yield CODEC)[0][0] or SecretCodec()
+    lacking = codec.lacking(value for row in found for value in row)
+    if lacking:
+        used = {row[1] for row in (yield _SELECT, ())}
+        codec = codec.without(lacking - used)
+    return codec
 
 
 @dataclass(frozen=True, slots=True)

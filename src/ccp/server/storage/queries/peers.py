@@ -48,7 +48,7 @@ class Peer:
 def list_all() -> Query[list[Peer]]:
     """All peers, by party id."""
     rows = yield f"select {_COLUMNS} from peer order by party_id", ()  # noqa: S608  constants
-    codec = yield from secret_codec()
+    codec = yield from secret_codec(rows)
     return [_peer(row, codec) for row in rows]
 
 
@@ -71,7 +71,7 @@ def get(party_id: str) -> Query[Peer]:
     rows = yield f"select {_COLUMNS} from peer where party_id = $1", (party_id,)  # noqa: S608  columns are ours
     if not rows:
         raise NotFound(f"There is no peer {party_id}.", code=ErrorCode.POOL_NOT_FOUND)
-    codec = yield from secret_codec()
+    codec = yield from secret_codec(rows)
     return _peer(rows[0], codec)
 
 

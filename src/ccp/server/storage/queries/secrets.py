@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ccp.server.storage.engine.query import Query, read_committed
-from ccp.server.storage.engine.secret_codec import Place
+from ccp.server.storage.engine.secret_codec import DamagedSecret, Place
 from ccp.server.storage.engine.stored_secrets import encryption, secret_codec
 
 IMPORT_CHECKPOINT_KEY: Final = "import_checkpoint_key"
@@ -14,21 +14,32 @@ IMPORT_CHECKPOINT_KEY: Final = "import_checkpoint_key"
 
 @read_committed
 def find(name: str) -> Query[str | None]:
-    """The secret with a name."""
+    """The secret with a name; None also for a damaged one, which `ensure` replaces."""
     rows = yield "select value from pool_secret where name = $1", (name,)
     if not rows:
         return None
-    codec = yield from secret_codec()
-    return codec.decrypt(Place("pool_secret", "value", name), rows[0][0])
+    codec = yield from secret_codec(rows)
+    try:
+        return codec.decrypt(Place("pool_secret", "value", name), rows[0][0])
+    except DamagedSecret:
+        return None
 
 
 def ensure(name: str, candidate: str) -> Query[str]:
-    """Return the stored secret; store the candidate if there is none. Among concurrent workers the first wins."""
+    """Return the stored secret; store the candidate if there is none, or a damaged one.
+
+    Among concurrent workers the first wins.
+    """
     encrypt = yield from encryption()
     stored = encrypt("pool_secret", "value", name, candidate)
     yield "insert into pool_secret (name, value) values ($1, $2) on conflict (name) do nothing", (name, stored)
     rows = yield "select value from pool_secret where name = $1", (name,)
-    return encrypt.codec.decrypt(Place("pool_secret", "value", name), rows[0][0])
+    codec = yield from secret_codec(rows)
+    try:
+        return codec.decrypt(Place("pool_secret", "value", name), rows[0][0])
+    except DamagedSecret:  # Nothing can be read with it any more, and the pool does not start without one.
+        yield "update pool_secret set value = $2 where name = $1", (name, stored)
+        return candidate
 
 
 def remove(name: str) -> Query[None]:

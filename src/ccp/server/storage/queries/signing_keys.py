@@ -70,7 +70,7 @@ def _read() -> Query[tuple[list[TokenKey], list[TokenKey]]]:
         "select kid, private_key, created_at, signs_from, retired_at from token_key order by created_at desc, kid",
         (),
     )
-    codec = yield from secret_codec()
+    codec = yield from secret_codec(rows)
     usable, damaged = [], []
     for kid, stored, created_at, signs_from, retired_at in rows:
         key = TokenKey(kid, "", instant(created_at), _maybe(signs_from), _maybe(retired_at))

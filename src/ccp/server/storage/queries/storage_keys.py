@@ -136,7 +136,7 @@ def _discard(column: SecretColumn, row: str, encrypt: Encryption) -> Query[None]
 @long_read
 def list_unreadable() -> Query[list[Unreadable]]:
     """Every secret that cannot be decrypted, by column and row. Reads all secrets."""
-    codec, found = (yield from secret_codec()), []
+    found = []
     for column in SECRET_COLUMNS:
         table, key, name = column
         source = "source" if table == "subscription" else "null"
@@ -146,6 +146,7 @@ def list_unreadable() -> Query[list[Unreadable]]:
                 f"select {key}, {name}, {source} from {table} where {key} > $1 order by {key} limit $2",  # noqa: S608
                 (last, _PAGE),
             )
+            codec = yield from secret_codec(rows)
             for row, stored, of in rows:
                 try:
                     codec.decrypt(Place(table, name, row), stored or "")

@@ -60,7 +60,7 @@ def list_by_event(name: str, after: str, limit: int) -> Query[list[Subscriber]]:
 def list_page(after: str, limit: int) -> Query[list[Subscriber]]:
     """Webhooks by id, beginning after one."""
     rows = yield f"{_JOINED} where w.id > $1 order by w.id limit $2", (after, limit)
-    codec = yield from secret_codec()
+    codec = yield from secret_codec(rows)
     return [_subscriber(row, codec) for row in rows]
 
 
@@ -72,7 +72,7 @@ def list_changed(counter: ChangeCounter, after: int, last: int) -> Query[list[Su
     """
     column = "w.id" if counter is ChangeCounter.WEBHOOKS else "w.client_id"
     rows = yield f"{_JOINED} where {column} in {CHANGED_KEYS}", (counter.value, after, last)
-    codec = yield from secret_codec()
+    codec = yield from secret_codec(rows)
     return [_subscriber(row, codec) for row in rows]
 
 

@@ -46,14 +46,14 @@ PEER_PREFIX = "peer:"
 def list_all() -> Query[list[Subscription]]:
     """All subscriptions, by source."""
     rows = yield f"select {_COLUMNS} from subscription order by source", ()  # noqa: S608  constants
-    codec = yield from secret_codec()
+    codec = yield from secret_codec(rows)
     return [_subscription(row, codec) for row in rows]
 
 
 def find(source: str) -> Query[Subscription | None]:
     """The subscription to a source."""
     rows = yield f"select {_COLUMNS} from subscription where source = $1", (source,)  # noqa: S608  columns are ours
-    codec = yield from secret_codec()
+    codec = yield from secret_codec(rows)
     return _subscription(rows[0], codec) if rows else None
 
 

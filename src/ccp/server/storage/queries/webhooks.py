@@ -21,7 +21,7 @@ def list_by_party(client_id: str) -> Query[list[Webhook]]:
     """The webhooks of a party, oldest first."""
     select = f"select {WEBHOOK_COLUMNS} from webhook where client_id = $1 order by created_at, id"  # noqa: S608  constants
     rows = yield select, (client_id,)
-    codec = yield from secret_codec()
+    codec = yield from secret_codec(rows)
     return [webhook_of(row, codec) for row in rows]
 
 
@@ -31,7 +31,7 @@ def find(id: str) -> Query[Webhook | None]:
     if not id.isprintable():
         return None  # No id contains such a character, and an engine may refuse it in a text.
     rows = yield f"select {WEBHOOK_COLUMNS} from webhook where id = $1", (id,)  # noqa: S608  constants
-    codec = yield from secret_codec()
+    codec = yield from secret_codec(rows)
     return webhook_of(rows[0], codec) if rows else None
 
 
