@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.place import Place
 from tests.browser.visiting import PHONE, Visitor
@@ -84,7 +85,7 @@ def test_message_is_dropped_as_a_file(here: Place, person: Visitor, path: str) -
     page = person.page
     page.goto(path)
     page.evaluate(DROPPED, ["#message", b64(here.contract.message)])
-    page.wait_for_function("document.getElementById('message').value.length > 100")
+    expect(page.locator("#message")).to_have_value(re.compile(".{100}"))
     assert base64.b64decode(page.locator("#message").input_value()) == here.contract.message
     page.get_by_role("button", name="Explain").click()
     assert "Every check passed" in page.locator(".verdict .sentence").inner_text()
@@ -95,7 +96,7 @@ def test_message_is_chosen_as_a_file(here: Place, person: Visitor, tmp_path: Pat
     file.write_bytes(here.broken())
     page = person.open("/why")
     page.locator("#file").set_input_files(file)
-    page.wait_for_function("document.getElementById('message').value.length > 100")
+    expect(page.locator("#message")).to_have_value(re.compile(".{100}"))
     page.get_by_role("button", name="Explain").click()
     assert "refuses the message" in page.locator(".verdict .sentence").inner_text()
 

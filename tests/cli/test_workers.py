@@ -46,8 +46,12 @@ class Served:
 
     def started(self) -> list[int]:
         """All workers that have ever begun to start, in that order."""
-        files = sorted(self.folder.glob("started-*"), key=lambda file: float(file.read_text() or "inf"))
-        return [int(file.name.removeprefix("started-")) for file in files]
+        return [int(file.name.removeprefix("started-")) for _, file in sorted(self.starts())]
+
+    def starts(self) -> list[tuple[float, Path]]:
+        """When workers began to start, in seconds, each with its file. A file is empty until it is written."""
+        files = ((file.read_text(), file) for file in self.folder.glob("started-*"))
+        return [(float(text), file) for text, file in files if text]
 
     def workers(self) -> list[int]:
         return children(self.process.pid)
@@ -199,7 +203,7 @@ def test_workers_repeated_exits_delay_the_restart(tmp_path: Path) -> None:
     (tmp_path / "dying").touch()
     with serving(tmp_path) as served:
         until(lambda: len(served.started()) >= 4)
-        times = sorted(float(file.read_text()) for file in tmp_path.glob("started-*"))
+        times = sorted(at for at, _ in served.starts())
         delays = [later - earlier for earlier, later in pairwise(times)]
         assert delays[0] >= 0.5
         assert delays[1] >= 1.0

@@ -224,7 +224,7 @@ def test_wheel_completes_commands_and_names_documents_by_url(folder: Path, tmp_p
 
     url = f"sqlite:///{tmp_path}/none.db"
     done = run(installed.bin / "ccp", "backup", "x.db", CCP_DATABASE="postgresql://ccp@127.0.0.1:1/ccp", **home)
-    assert re.search(r"see https://\S+/docs/operations\.md\.$", done.stderr.strip()), done.stderr
+    assert re.search(r"see https://\S+/docs/database\.md\.$", done.stderr.strip()), done.stderr
     done = run(installed.bin / "ccp", "doctor", "--offline", CCP_DATABASE=url, CCP_PORT="1", **home)
     assert done.returncode == 2
     assert re.search(r"Every code: https://\S+/docs/doctor\.md$", done.stdout.strip())

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from structlog.testing import capture_logs
 
 from ccp.errors import NoContract, Unavailable
 from ccp.errors.codes import ErrorCode
+from ccp.server.audit import buffered_writer
 from ccp.server.audit.buffered_writer import BufferedWriter
 from ccp.server.audit.refusals import AccessDenialRecorder
 from ccp.server.audit.refused_deliveries import RefusedDeliveries, RefusedRequest
@@ -26,6 +26,7 @@ from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query, T
 from ccp.server.storage.queries.audit import Action, Entry
+from tests.captured_logs import captured_logs
 from tests.databases import fresh, sql
 from tests.world import AT
 
@@ -187,7 +188,7 @@ def test_buffered_writer_loses_the_refused_row_only(url: str, case: type[Case]) 
         for number in range(120):
             writer.add(BAD if number in (0, 30, 119) else f"name-{number}")
 
-    with capture_logs() as logs:
+    with captured_logs(buffered_writer) as logs:
         run(url, case, use)
     assert written(url, case) == 117
     rejected = [(entry["table"], entry["rows"]) for entry in logs if entry["event"] == "rows rejected"]
@@ -237,7 +238,7 @@ def test_buffered_writer_says_at_the_end_what_is_lost(
         ailing.away, ailing.hangs = False, True
         await writer.close()
 
-    with capture_logs() as logs:
+    with captured_logs(buffered_writer) as logs:
         run(url, case, use, close=False)
     lost = [(entry["table"], entry["rows"]) for entry in logs if entry["event"] == "rows lost at exit"]
     assert lost == [(case.table, 100)] * 2

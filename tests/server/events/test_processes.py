@@ -123,6 +123,7 @@ def test_dispatchers_send_once_in_order_and_survive_kills(url: str, receiver: Re
     try:
         for _ in range(3):
             senders.start()
+        wait_until(lambda: len(list(tmp_path.glob("*.log"))) == 3, timeout=30)
         made = publish(url, range(12))
         for path in HOOKS:
             receiver.wait(path, len(made), 30)

@@ -16,7 +16,6 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-import structlog
 
 from ccp.server.http import documentation_build
 from ccp.server.http.documentation_site import SharedSite, SiteFile, SiteState
@@ -24,6 +23,7 @@ from ccp.server.http.routes import documentation
 from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.settings import Settings
 from ccp.testing.pki import PKI
+from tests.captured_logs import captured_logs
 from tests.cli.run import ccp_ok, environment
 from tests.cli.served_sandbox import Sandbox, free_port, serving
 from tests.waiting import wait_until
@@ -75,7 +75,7 @@ def test_shared_site_is_claimed_by_one_process_until_it_ends(shared: SharedSite)
 
 def build(shared: SharedSite) -> list[Any]:
     """Build to the end. Returns the log events."""
-    with structlog.testing.capture_logs() as log:
+    with captured_logs(documentation_build) as log:
         asyncio.run(documentation_build.build(shared))
     return log
 
