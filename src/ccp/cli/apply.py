@@ -94,7 +94,7 @@ def apply(
     async def change(store: Store) -> applying.Plan:
         if not shown.differences.changes:
             return shown
-        plan = await applying.prepare(store, declared, at, prune=prune)
+        plan = await applying.prepare(store, declared, at, prune=prune, earlier=shown)
         with applying.kept_secrets(secrets_file) as keep:
             return await applying.apply(store, declared, plan, by, at, keep, shown.differences.removed)
 

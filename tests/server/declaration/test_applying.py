@@ -115,3 +115,44 @@ async def opened(url: str, run: object) -> None:
         await run(store)  # type: ignore[operator]
     finally:
         await store.close()
+
+
+def test_apply_compares_each_secret_once_with_each_stored_hash(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comparing takes most of the time, on purpose: argon2."""
+    (tmp_path / "secret").write_text("a client secret that is long enough")
+    parties = b"".join(
+        PARTY.replace(b"CPO", b"CPO %d" % number)
+        + b'client_id = "p%d"\nsecret_file = "%s"\n' % (number, str(tmp_path / "secret").encode())
+        for number in range(3)
+    )
+    compared: list[str] = []
+    matching = applying.matching_hash
+
+    def counted(hashes: list[str], secret: str) -> str | None:
+        compared.extend(hashes)
+        return matching(hashes, secret)
+
+    monkeypatch.setattr(applying, "matching_hash", counted)
+
+    async def run(store: Store) -> None:
+        first = declaration(parties)
+        await applying.apply(store, first, await applying.prepare(store, first, AT, prune=False), BY, AT)
+        assert compared == [], "new parties have no hash"
+        changed = declaration(parties.replace(b"CPO 1", b"CPO one"))
+        shown = await applying.prepare(store, changed, AT, prune=False, dry_run=True)
+        assert len(compared) == 3
+        plan = await applying.prepare(store, changed, AT, prune=False, earlier=shown)
+        assert (len(compared), plan.matching) == (3, shown.matching)
+        # Another process gives a party another secret: only that one is compared again, and is changed back.
+        (tmp_path / "secret").write_text("another secret of the same party")
+        other = declaration(parties)
+        other = replace(other, parties=tuple(each for each in other.parties if each.party.client_id == "p2"))
+        await applying.apply(store, other, await applying.prepare(store, other, AT, prune=False), BY, AT)
+        compared.clear()
+        done = await applying.apply(store, changed, plan, BY, AT)
+        assert len(compared) == 1
+        assert {change.after.client_id for change in done.differences.parties} == {"p1", "p2"}
+
+    asyncio.run(opened(url, run))
