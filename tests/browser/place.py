@@ -10,7 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ccp.server.storage.queries import webhooks
+from ccp.server.storage.queries import peers, webhooks
+from ccp.server.storage.queries.peers import Peer
 from ccp.server.trust.anchors import AnchorRole, add_anchor, trusted_certificate
 from ccp.testing.partners import Car
 from ccp.testing.pki import CPS, PKI, SUB_CA2, build_root
@@ -105,6 +106,7 @@ def _filled(pool: Pool, receiver: Scripted, provider: OpenIDProvider) -> Place:
     car = pool.car()
     contract = pool.publish(car, signer=hostile_pki(pool.pki()), body={"metaData": HOSTILE})
     pool.publish(car, valid=(AT - timedelta(days=300), AT + timedelta(days=9)))
+    pool.change(peers.add(Peer("DE*PEER", "https://peer.example", client_id=HOSTILE, secret="s", enabled=False), AT))  # noqa: S106
     here = Place(pool, receiver, provider, car, contract, subscribed.id)
     here.give_up()
     headers = {"User-Agent": HOSTILE, "X-Trace-Id": HOSTILE, "X-Request-Id": HOSTILE, "traceparent": HOSTILE}
