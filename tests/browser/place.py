@@ -106,7 +106,7 @@ def _filled(pool: Pool, receiver: Scripted, provider: OpenIDProvider) -> Place:
     car = pool.car()
     contract = pool.publish(car, signer=hostile_pki(pool.pki()), body={"metaData": HOSTILE})
     pool.publish(car, valid=(AT - timedelta(days=300), AT + timedelta(days=9)))
-    pool.change(peers.add(Peer("DE*PEER", "https://peer.example", client_id=HOSTILE, secret="s", enabled=False), AT))  # noqa: S106
+    pool.change(peers.add(Peer("DE*PEER", "https://peer.example", client_id=HOSTILE, secret="s", enabled=False), AT))
     here = Place(pool, receiver, provider, car, contract, subscribed.id)
     here.give_up()
     headers = {"User-Agent": HOSTILE, "X-Trace-Id": HOSTILE, "X-Request-Id": HOSTILE, "traceparent": HOSTILE}
