@@ -63,7 +63,7 @@ def test_console_finds_a_contract_and_its_vehicle(here: Place, person: Visitor, 
     person.page.get_by_role("search").get_by_role("textbox").fill(pcid.lower())
     person.page.get_by_role("button", name="Find").click()
     person.page.wait_for_url(f"**/console/vehicles/{pcid}")
-    assert "What the car would get now" in person.text
+    assert "what the car would get now" in person.text
 
 
 def test_console_says_why_a_message_is_valid_and_why_not(here: Place, person: Visitor) -> None:
