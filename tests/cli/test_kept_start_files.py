@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.runtime import start_files
 from tests.cli.reloaded import Load, Running
-from tests.cli.run import ccp_ok
+from tests.cli.run import COMMAND, ccp_ok, environment
 from tests.cli.served_sandbox import own_certificate
 from tests.server.storage.storage_keys import write_keys
 from tests.waiting import wait_until
@@ -159,6 +160,33 @@ def test_worker_is_replaced_after_the_shared_folder_is_gone(tmp_path: Path, monk
         with Load(running) as load:
             wait_until(lambda: load.answered > 50, describe=load.failures.copy)
         assert load.failures == []
+
+
+def test_workers_are_replaced_when_the_reader_of_the_log_has_gone(tmp_path: Path) -> None:
+    running = Running(tmp_path, 2)
+    running.configure()
+    command = [*COMMAND, "serve", "--config", str(running.config), "--workers", "2"]
+    running.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment())
+    pid = running.process.pid
+
+    def workers() -> list[int]:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    try:
+        wait_until(running.answers, timeout=40)
+        wait_until(lambda: len(workers()) == 2)
+        assert running.process.stdout is not None
+        running.process.stdout.close()
+        first = workers()[0]
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: len(workers()) == 2 and first not in workers())
+        assert running.token()["Authorization"]
+        running.process.terminate()
+        assert running.process.wait(30) == 0
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import os
 import re
@@ -70,7 +71,10 @@ class LineWriter:
     error = critical = write_now
 
     def flush(self) -> None:
-        """Write the queued lines in chunks that a pipe writes atomically. An error loses them. Raises OSError."""
+        """Write the queued lines in chunks that a pipe writes atomically. An error loses them, and nothing else.
+
+        A full disk, or a pipe whose reader has gone, must not fail a request or end the parent of the workers.
+        """
         with self._lock:
             waiting, self._waiting, self._flushing = self._waiting, [], None
             part = b""
@@ -83,8 +87,9 @@ class LineWriter:
                 self._write(part)
 
     def _write(self, data: bytes) -> None:
-        self._file.write(data.decode())
-        self._file.flush()
+        with contextlib.suppress(OSError):
+            self._file.write(data.decode())
+            self._file.flush()
 
 
 def configure(config: Settings) -> None:

@@ -7,8 +7,6 @@ import io
 import threading
 from typing import Any
 
-import pytest
-
 from ccp.server.logging import _MAX_ATOMIC_WRITE, LineWriter
 
 
@@ -59,8 +57,7 @@ def test_line_to_a_file_that_cannot_be_written_keeps_nothing_waiting() -> None:
             raise OSError(28, "No space left on device")
 
     lines = LineWriter(Full())
-    with pytest.raises(OSError, match="space"):
-        lines.error("a")
+    lines.error("a")
     lines._file = other = File()  # type: ignore[misc]
     lines.error("b")
     assert other.writes == ["b\n"]
