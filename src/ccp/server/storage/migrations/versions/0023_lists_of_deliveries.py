@@ -1,4 +1,4 @@
-"""Indexes for lists of a webhook's deliveries in one state, and for its dead deliveries in the order of their keys.
+"""Indexes for a webhook's deliveries in one state, its dead ones in the order of their keys, and a party's sessions.
 
 The previous release works with them too.
 """
@@ -13,6 +13,7 @@ STATEMENTS = (
     "drop index delivery_created_at",
     "drop index delivery_dead",
     "create index delivery_dead on delivery (webhook_id, pcid, rev, part) where state = 'dead'",
+    "create index console_session_client_id on console_session (client_id)",
 )
 
 
@@ -24,6 +25,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Revert the migration."""
+    op.execute("drop index console_session_client_id")
     op.execute("drop index delivery_dead")
     op.execute("create index delivery_dead on delivery (webhook_id, created_at) where state = 'dead'")
     op.execute("create index delivery_created_at on delivery (webhook_id, created_at)")
