@@ -125,6 +125,8 @@ def test_session_does_not_come_back_with_the_rights_of_its_party(pkis: dict[str,
                 change("PATCH", "", {"roles": ["cpo"]})
                 change("PATCH", "", {"roles": ["admin"]})
             assert outside(person.get("/overview"))
+        own = {"Authorization": f"Bearer {pool.token('admin')}"}
+        wait_until(lambda: pool.http.get("/admin/v1/parties", headers=own).status_code == 200)  # The worker knows it.
         with logged_in(pool) as person:
             change("PATCH", "", {"roles": ["admin", "cpo"]})
             assert person.get("/overview").status_code == 200
