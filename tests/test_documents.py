@@ -92,6 +92,32 @@ def test_settings_of_external_services_stand_in_one_table() -> None:
     assert set(SERVICES) <= set(Settings.model_fields)
 
 
+def test_documents_name_the_critical_background_tasks_and_their_number() -> None:
+    names = re.search(r"`task` is one of the background tasks: ([^(]+)\(these (\w+) are critical", section("Metrics"))
+    assert names is not None
+    listed = re.findall(r"`(\w+)`", names[1])
+    loaded = (
+        SOURCES[ROOT / "src/ccp/server/app.py"]
+        .partition("refresher = SnapshotRefresher(\n")[2]
+        .partition("interval=")[0]
+    )
+    snapshots = [each for each in loaded.split("Snapshot(")[1:] if "critical=False" not in each]
+    refreshed = {f"refresh_{name}" for each in snapshots for name in re.findall(r'"(\w+)"', each)[:1]}
+    assert len(refreshed) > 3
+    assert set(listed) == refreshed | {"poll_changes", "connection_reaper"}
+    assert names[2] == ["five", "six", "seven", "eight", "nine"][len(listed) - 5]
+
+
+def test_documents_name_every_limit_that_refuses() -> None:
+    (row,) = (row for row in table(section("Metrics")) if row[0] == "`ccp_limited_total`")
+    text = "".join(
+        SOURCES[ROOT / f"src/ccp/server/{name}.py"] for name in ("access/rate_limits", "http/connection_limits")
+    )
+    counted = set(re.findall(r"_refuse\((?:\"|[^\n]*, \")(\w+)\"", text)) | set(re.findall(r"limited\(\"(\w+)\"", text))
+    assert len(counted) > 7
+    assert set(re.findall(r"`(\w+)`", row[2])) == counted
+
+
 def test_documents_name_every_background_task() -> None:
     names = set()
     for text in SOURCES.values():
