@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import ssl
 import subprocess
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +240,28 @@ def test_start_keeper_tries_the_newest_again_when_the_former_fail_too(config: se
     assert keeper.handover() is first
     keeper.failed(first)
     assert keeper.handover() is second
+
+
+def test_start_keeper_keeps_no_frame_of_its_caller_after_a_failed_check(config: settings.Settings) -> None:
+    """A worker that a frame refers to is not released, and its descriptors reach the workers that start later."""
+    assert config.tls_key is not None
+    keeper = StartKeeper(config, startup.check_worker_files)
+    half(config.tls_key)
+
+    class Ended:
+        """A worker that has ended."""
+
+    def replace_worker() -> weakref.ref[Ended]:
+        ended = Ended()
+        assert keeper.handover() is keeper._current
+        return weakref.ref(ended)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert replace_worker()() is None
+    finally:
+        gc.enable()
 
 
 def test_start_keeper_refuses_files_that_cannot_be_used_at_first(config: settings.Settings) -> None:

@@ -79,10 +79,10 @@ class StartKeeper:
             with start_files.recording() as read:
                 self._check(settings)
         except Exception as exc:  # Another error would stop the parent, and all workers with it.
-            found = exc if isinstance(exc, ConfigurationError) else ConfigurationError(f"A file is unusable: {exc!r}.")
-            self._problems = found.messages
+            # A local name of the raised error makes a cycle: its frames keep descriptors of ended workers open.
+            self._problems = exc.messages if isinstance(exc, ConfigurationError) else (f"A file is unusable: {exc!r}.",)
             self._tried |= {path: file.state for path, file in read.items()}
-            raise found from exc
+            raise ConfigurationError(*self._problems) from exc
         else:
             self._current, self._problems = Handover(settings, settings, read), ()
             self._tried = {path: file.state for path, file in read.items()}

@@ -156,3 +156,24 @@ def test_apply_compares_each_secret_once_with_each_stored_hash(
         assert {change.after.client_id for change in done.differences.parties} == {"p1", "p2"}
 
     asyncio.run(opened(url, run))
+
+
+def test_apply_compares_again_when_a_rename_moves_an_entry_to_another_party(url: str, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(f"the client secret of entry {name}")
+
+    def entry(label: bytes, secret: str) -> bytes:
+        return PARTY.replace(b"CPO", label) + b'secret_file = "%s"\n' % str(tmp_path / secret).encode()
+
+    async def run(store: Store) -> None:
+        first = declaration(entry(b"CPO one", "one") + b'client_id = "p1"\n')
+        await applying.apply(store, first, await applying.prepare(store, first, AT, prune=False), BY, AT)
+        both = declaration(entry(b"CPO one", "one") + entry(b"CPO two", "two"))
+        shown = await applying.prepare(store, both, AT, prune=False, dry_run=True)
+        assert shown.matching.keys() == {"p1"}
+        renamed = declaration(entry(b"CPO two", "one") + b'client_id = "p1"\n')
+        await applying.apply(store, renamed, await applying.prepare(store, renamed, AT, prune=False), BY, AT)
+        plan = await applying.prepare(store, both, AT, prune=False, earlier=shown)
+        assert plan.matching == {}, "the entry that p1 has now names another secret"
+
+    asyncio.run(opened(url, run))

@@ -144,12 +144,14 @@ def _matching(declared: Declaration, registered: Registered, earlier: Plan | Non
     """By client id, the stored hash that the declared secret matches. argon2 runs on several processors at once."""
     matching: dict[str, str] = {}
     unknown: list[tuple[str, str, str]] = []
+    # An entry without client id is another party after a rename.
+    secrets = {} if earlier is None else {each.party.client_id: each.secret for each in earlier.declared.parties}
     for each in declared.parties:
         name = each.party.client_id
         stored = registered.hashes.get(name)
         if each.secret is None or stored is None:
             continue
-        if earlier is not None and earlier.compared.get(name) == stored:
+        if earlier is not None and earlier.compared.get(name) == stored and secrets.get(name) == each.secret:
             if earlier.matching.get(name) == stored:
                 matching[name] = stored
         else:
