@@ -80,7 +80,8 @@ class StartKeeper:
                 self._check(settings)
         except Exception as exc:  # Another error would stop the parent, and all workers with it.
             # A local name of the raised error makes a cycle: its frames keep descriptors of ended workers open.
-            self._problems = exc.messages if isinstance(exc, ConfigurationError) else (f"A file is unusable: {exc!r}.",)
+            unexpected = f"A file is unusable: {type(exc).__name__}."  # Its text may hold content of the file.
+            self._problems = exc.messages if isinstance(exc, ConfigurationError) else (unexpected,)
             self._tried |= {path: file.state for path, file in read.items()}
             raise ConfigurationError(*self._problems) from exc
         else:
