@@ -47,6 +47,7 @@ def test_login_opens_the_page_that_was_asked_for(pool: Pool, browser: Browser) -
     [
         "https://evil.example/", "//evil.example/console/", "/console//evil.example", "/opnc/v1", "/console/\\evil",
         "/console/?x=\r\nSet-Cookie: a=b", "javascript:alert(1)", "/console/" + "a" * 600,
+        "/console/../opnc/v1", "/console/%2E./opnc/v1", "/console/..", "/console/a/%2e%2e?x=1",
     ],
 )  # fmt: skip
 def test_login_sends_to_no_other_place(pool: Pool, browser: Browser, target: str) -> None:

@@ -19,6 +19,8 @@ MAX_FORM: Final = 65_536
 _MAX_FIELDS: Final = 50
 CSRF_FIELD: Final = "csrf_token"
 _PAGE: Final = re.compile(r"/console/[A-Za-z0-9~._%/-]*(?:\?[A-Za-z0-9~._%=&+-]*)?")
+_DOT_SEGMENT: Final = re.compile(r"/(?:\.|%2e){1,2}(?=[/?]|$)", re.IGNORECASE)
+"""A browser resolves such a segment, also a percent-encoded one. Source: URL standard, path state."""
 _MEDIA_TYPE: Final = "application/x-www-form-urlencoded"
 
 
@@ -107,4 +109,6 @@ def _is_own(origin: str, host: str, public_url: str) -> bool:
 
 def is_page(target: str) -> bool:
     """Whether a target of a redirect, which a request may name, is a page of the console."""
-    return len(target) <= 500 and _PAGE.fullmatch(target) is not None and "//" not in target
+    if len(target) > 500 or "//" in target or _DOT_SEGMENT.search(target):
+        return False
+    return _PAGE.fullmatch(target) is not None

@@ -1,7 +1,7 @@
 """How queries read and write columns that hold secrets.
 
     rows = yield "select party_id, secret from peer", ()
-    codec = yield from secret_codec()
+    codec = yield from secret_codec(rows)
     secrets = [codec.decrypt(Place("peer", "secret", party_id), stored) for party_id, stored in rows]
 
     encrypt = yield from encryption()
