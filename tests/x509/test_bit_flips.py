@@ -1,6 +1,6 @@
 """Every bit of certificates turned over, with OpenSSL as the judge: the walk never accepts what OpenSSL refuses.
 
-CCP_BIT_FLIPS sets how many of the bits are tried (all of them: 0), spread evenly over all certificates of both key
+OPNC_CCP_BIT_FLIPS sets how many of the bits are tried (all of them: 0), spread evenly over all certificates of both key
 kinds and all three usages.
 """
 
@@ -22,7 +22,7 @@ from tests.x509.made import AT, ROLES, chain, unused_bit
 
 crypto = pytest.importorskip("OpenSSL.crypto", reason="pyOpenSSL is not installed")
 
-COUNT = int(os.environ.get("CCP_BIT_FLIPS", "1500"))
+COUNT = int(os.environ.get("OPNC_CCP_BIT_FLIPS", "1500"))
 PROFILES: dict[Algorithm, Profile] = {"P-256": Profile.ISO2, "P-521": Profile.ISO20, "Ed448": Profile.ISO20}
 
 

@@ -1,6 +1,6 @@
 """Certificates with one bit turned over: whatever is read of them is a value or an error of ours, nothing else.
 
-CCP_BIT_FLIPS: how many of the bits are tried (0: all), as in test_bit_flips.py.
+OPNC_CCP_BIT_FLIPS: how many of the bits are tried (0: all), as in test_bit_flips.py.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tests.x509.rich import rich_extensions, rich_pki
 
 pytestmark = pytest.mark.slow
 
-COUNT = int(os.environ.get("CCP_BIT_FLIPS", "500"))
+COUNT = int(os.environ.get("OPNC_CCP_BIT_FLIPS", "500"))
 URL = "http://pki.example/a.crl"
 
 

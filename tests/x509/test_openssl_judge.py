@@ -1,7 +1,7 @@
 """OpenSSL as an independent judge: the walk must never accept what OpenSSL refuses.
 
 The other way round is no defect. The walk knows rules that OpenSSL does not: roles, algorithms, at most two sub-CAs.
-CCP_RANDOM_CHAINS sets how many chains are tried, CCP_RANDOM_SEED which.
+OPNC_CCP_RANDOM_CHAINS sets how many chains are tried, OPNC_CCP_RANDOM_SEED which.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tests.x509.random_chains import RandomChain, random_chains
 
 crypto = pytest.importorskip("OpenSSL.crypto", reason="pyOpenSSL is not installed")
 
-COUNT = int(os.environ.get("CCP_RANDOM_CHAINS", "2000"))
-SEED = int(os.environ.get("CCP_RANDOM_SEED", "15118"))
+COUNT = int(os.environ.get("OPNC_CCP_RANDOM_CHAINS", "2000"))
+SEED = int(os.environ.get("OPNC_CCP_RANDOM_SEED", "15118"))
 
 
 def walk_accepts(one: RandomChain) -> bool:

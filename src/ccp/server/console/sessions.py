@@ -5,6 +5,7 @@ recognised without a query. The database holds the SHA-256 of both. A session en
 
 - at log-out, after `console_session_idle` seconds without a request, and `console_session_lifetime` after the log-in;
 - at another log-in of the same browser, and at a log-in of the same person with another role;
+- if it is the oldest one, at a log-in beyond `MAX_SESSIONS_PER_ACTOR` of a person or `MAX_SESSIONS` in all;
 - when a request has another User-Agent than the log-in;
 - as soon as the party is disabled, is no admin any more, or the secret that it logged in with is no longer valid;
 - when the settings name another OpenID provider than the one that identified the person.

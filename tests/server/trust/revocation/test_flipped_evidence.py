@@ -14,7 +14,7 @@ from ccp.x509.crl_ocsp import is_ocsp_response, read_crl, read_ocsp
 from ccp.x509.revocation_evidence import EvidenceError
 from tests.server.trust.revocation.made import ALGORITHMS, AT, answer, branch, crl
 
-COUNT = int(os.environ.get("CCP_BIT_FLIPS", "1500"))
+COUNT = int(os.environ.get("OPNC_CCP_BIT_FLIPS", "1500"))
 URL = "http://pki.example/a.crl"
 END_OF_TIME = datetime(9999, 12, 31, 23, 59, tzinfo=UTC)
 
