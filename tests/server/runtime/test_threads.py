@@ -31,6 +31,7 @@ PLACES = {
         "a time limit for callers; a function that does not return keeps a thread of its kind alone"
     ),
     "server/external/resolver.py": "a time limit for callers; whatever ends a lookup frees its place",
+    "server/declaration/applying.py": "ccp apply: each comparison of a secret ends by itself; all are waited for",
     "server/bulk/input_reader.py": "ccp import: an error of the reader ends the import",
     "server/bulk/worker_pool.py": "ccp import: joins of worker processes have a time limit",
     "server/bulk/import_worker.py": "ccp import: a worker process that ends, ends the import with a sentence",

@@ -155,7 +155,7 @@ def test_service_url_may_be_http_on_this_machine_or_with_permission() -> None:
     ("members", "sentence"),
     [
         ({"token_file": "none"}, "rcp_token_file (none) cannot be used: No such file or directory."),
-        ({"token_file": "."}, "rcp_token_file (.) cannot be used: Is a directory."),
+        ({"token_file": "."}, "rcp_token_file (.) cannot be used: not a regular file."),
         ({"token_file": "empty"}, "holds no token or secret"),
         ({"token_file": "binary"}, "holds no token or secret"),
         ({"token_url": "https://t.example", "client_id": "i", "client_secret_file": "none"},
