@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -142,6 +145,44 @@ def test_documentation_is_built_into_no_other_directory(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     assert "is neither empty nor a documentation site" in ccp_error("docs", "build", tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_documentation_replaces_no_site_of_others(tmp_path: Path) -> None:
+    """Every site may have a site map."""
+    (tmp_path / "sitemap.xml").write_text("<urlset/>")
+    (tmp_path / "index.html").write_text("mine")
+    assert "is neither empty nor a documentation site" in ccp_error("docs", "build", tmp_path)
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
+def test_documentation_is_built_anew_where_a_link_leads(tmp_path: Path) -> None:
+    earlier = tmp_path / "release" / "reference"
+    earlier.mkdir(parents=True)
+    (earlier / "error-codes.html").write_text("earlier")
+    (tmp_path / "current").symlink_to(tmp_path / "release")
+    assert "files in" in ccp_ok("docs", "build", tmp_path / "current").out
+    assert (tmp_path / "current").is_symlink()
+    assert "What to do" in (tmp_path / "release/reference/errors/path-not-found.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("kept", [0, 20_000])
+def test_documentation_page_that_is_cut_off_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    """The generator leaves such pages when the disk fills up, and reports success."""
+    run = subprocess.run
+
+    def run_on_a_full_disk(command: list[str], *, cwd: Path, **how: Any) -> Any:
+        done = run(command, cwd=cwd, **how)
+        assert done.returncode == 0, done.stderr
+        os.truncate(cwd / "site" / "operations.html", kept)
+        return done
+
+    monkeypatch.setattr(site.subprocess, "run", run_on_a_full_disk)
+    error = ccp_error("docs", "build", tmp_path / "site")
+    assert "cannot be built: operations.html is incomplete" in error
+    assert "may be full" in error
+    assert not (tmp_path / "site").exists()
 
 
 def test_documentation_fault_is_an_error_and_keeps_the_earlier_site(

@@ -7,6 +7,7 @@ import gzip
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from unittest.mock import patch
 
 import pytest
 
+from ccp.cli.documentation import builder
 from ccp.server.http import documentation_build
 from ccp.server.http.documentation_site import SharedSite, SiteFile, SiteState
 from ccp.server.http.routes import documentation
@@ -143,6 +145,24 @@ def test_build_needs_the_extra_and_the_setting(monkeypatch: pytest.MonkeyPatch, 
     assert documentation_build.prepare(Settings(documentation_directory=tmp_path)) is None
     monkeypatch.setattr(documentation_build, "_GENERATOR", "a_package_that_is_not_installed")
     assert documentation_build.prepare(Settings(documentation=True)) is None
+
+
+def test_builder_says_in_one_line_why_there_is_no_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copied folder reports an error for each of its files."""
+    missing = tmp_path / "missing"
+
+    def copy(directory: Path) -> int:
+        shutil.copytree(tmp_path, directory)
+        return 0
+
+    (tmp_path / "page.md").symlink_to(missing)
+    monkeypatch.setattr(builder.site, "build", copy)
+    with pytest.raises(SystemExit) as ended:
+        builder.main(str(SharedSite.create().descriptor))
+    reason = str(ended.value)
+    assert reason.startswith("[Errno 2] No such file or directory")
+    assert reason.endswith("The environment variable TMPDIR names the directory for temporary files.")
+    assert reason.count(str(missing)) <= 1
 
 
 # --- What /docs answers ----------------------------------------------------------------------------------------------

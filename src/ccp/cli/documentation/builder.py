@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,15 @@ def build(shared: SharedSite) -> None:
         shared.write(read_site(directory))
 
 
+def _reason(exc: OSError) -> str:
+    """One line. A copied folder has an error for each file, of which the first one is shown."""
+    if isinstance(exc, shutil.Error) and isinstance(exc.args[0], list):
+        text = str(exc.args[0][0][2])
+    else:
+        text = f"{exc.strerror or exc}: {exc.filename}" if exc.filename else str(exc.strerror or exc)
+    return f"{text.rstrip('.')}. The environment variable TMPDIR names the directory for temporary files."
+
+
 def main(descriptor: str) -> None:
     """Build at the lowest priority, so that the pool has the processors. SIGTERM and SIGINT remove temporary files."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
@@ -34,8 +44,7 @@ def main(descriptor: str) -> None:
     try:
         build(SharedSite(int(descriptor)))
     except OSError as exc:
-        text = exc.strerror or str(exc)
-        sys.exit(f"{text}: {exc.filename}." if exc.filename else f"{text}. The environment variable TMPDIR names one.")
+        sys.exit(_reason(exc))
     except (ConfigurationError, subprocess.TimeoutExpired) as exc:
         sys.exit(str(exc))
     except KeyboardInterrupt:

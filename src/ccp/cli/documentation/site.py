@@ -18,8 +18,8 @@ from ccp.cli.documentation.error_pages import error_pages
 from ccp.cli.documentation.markdown import section
 from ccp.errors import ConfigurationError
 
-_MARK: Final = "sitemap.xml"
-"""A file of every built site, by which an earlier one is recognised."""
+_MARK: Final = Path("reference", "error-codes.html")
+"""A page by which an earlier site is recognised: other sites have no such page."""
 _START: Final = ("Two commands", "A walk through all seven operations")
 """Sections of the README that are the page to start with."""
 _TIMEOUT: Final = 300.0  # Seconds; a build takes ten.
@@ -89,9 +89,11 @@ def stage(source: Path, folder: Path) -> None:
 def build(directory: Path) -> int:
     """Build the site into a directory, and return the number of its files.
 
-    directory: new, empty, or with an earlier site, which is replaced. Raises ConfigurationError for any other
-    directory, and if the generator is not installed or finds a fault, such as a link that leads nowhere.
+    directory: new, empty, or with an earlier site, which is replaced; a symbolic link is followed. Raises
+    ConfigurationError for any other directory, and if the generator is not installed, finds a fault, such as a link
+    that leads nowhere, or writes an incomplete file.
     """
+    directory = directory.resolve()
     if directory.exists() and not (directory / _MARK).exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigurationError(f"{directory} is neither empty nor a documentation site.")
     with TemporaryDirectory(prefix="ccp-docs-") as name:
@@ -115,3 +117,15 @@ def _generate(folder: Path) -> None:
         raise ConfigurationError("Building the documentation needs Zensical; install opnc-ccp[docs].")
     if done.returncode:
         raise ConfigurationError(f"The documentation site cannot be built: {(done.stdout + done.stderr).strip()}")
+    for path in sorted(each for each in (folder / "site").rglob("*") if each.is_file()):
+        if not _is_whole(path):
+            raise ConfigurationError(
+                f"The documentation site cannot be built: {path.relative_to(folder / 'site')} is incomplete. "
+                f"{folder.parent}, the directory for temporary files, may be full."
+            )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file was written to its end. The generator reports success after a page that it could not write."""
+    content = path.read_bytes()
+    return bool(content) and (path.suffix != ".html" or content.rstrip().endswith(b"</html>"))

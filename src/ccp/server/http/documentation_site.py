@@ -45,7 +45,7 @@ def code_link(code: ErrorCode) -> bytes:
 
 
 class SiteFile(NamedTuple):
-    """A file of the site. compressed: gzip. policy: its Content-Security-Policy."""
+    """A file of the site. compressed: gzip. etag: weak, the same for gzip and identity. policy: of its contents."""
 
     compressed: bytes
     media_type: str
@@ -77,7 +77,7 @@ def _site_file(path: Path) -> SiteFile:
     media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     if media_type.startswith("text/"):
         media_type += "; charset=utf-8"
-    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    etag = f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'
     scripts = " ".join(("'self'", *_digests(content))) if path.suffix == ".html" else "'none'"
     return SiteFile(gzip.compress(content, 3, mtime=0), media_type, etag, _POLICY.format(scripts=scripts))
 

@@ -142,7 +142,7 @@ def routes(site: Site | None) -> list[Route]:
                 raise NotFound("There is no page of the documentation at this address.")
             status = 404
         headers |= {"ETag": file.etag, "Content-Security-Policy": file.policy}
-        if status == 200 and request.headers.get("if-none-match") == file.etag:
+        if status == 200 and file.etag.removeprefix("W/") in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         if "gzip" in request.headers.get("accept-encoding", ""):
             headers["Content-Encoding"] = "gzip"
