@@ -28,6 +28,7 @@ from ccp.server.reloading import SettingsReloader
 from ccp.server.runtime import start_files
 from ccp.server.runtime.start_files import FileState, StartFile
 from ccp.server.settings import Settings
+from ccp.server.settings.reloading import replacing
 from ccp.server.storage.engine import schema
 
 _log: Final = structlog.get_logger("ccp.workers")
@@ -52,6 +53,11 @@ class Handover:
         """Take them over, in the worker."""
         reloading.hand_over(self.settings)
         start_files.use(self.files)
+
+
+def _unexpected(exc: Exception) -> str:
+    """A sentence without the text of the error, which may hold content of a file."""
+    return f"A file is unusable: {type(exc).__name__}."
 
 
 class StartKeeper:
@@ -80,8 +86,7 @@ class StartKeeper:
                 self._check(settings)
         except Exception as exc:  # Another error would stop the parent, and all workers with it.
             # A local name of the raised error makes a cycle: its frames keep descriptors of ended workers open.
-            unexpected = f"A file is unusable: {type(exc).__name__}."  # Its text may hold content of the file.
-            self._problems = exc.messages if isinstance(exc, ConfigurationError) else (unexpected,)
+            self._problems = exc.messages if isinstance(exc, ConfigurationError) else (_unexpected(exc),)
             self._tried |= {path: file.state for path, file in read.items()}
             raise ConfigurationError(*self._problems) from exc
         else:
@@ -190,10 +195,10 @@ class PoolHooks(Hooks):
     def renew(self) -> bool:
         """Read all settings for the workers that replace the others; settings that cannot be used replace none."""
         try:
-            found = reloading.replacing(self._reloader.current, settings.load())
+            found = replacing(self._reloader.current, settings.load())
             self._keeper.verify(found)
         except Exception as exc:  # It would stop the parent, and all workers with it.
-            problems = exc.messages if isinstance(exc, ConfigurationError) else (repr(exc),)
+            problems = exc.messages if isinstance(exc, ConfigurationError) else (_unexpected(exc),)
             _log.error("workers not replaced", problems=list(problems))
             return False
         self._reloader = SettingsReloader(found, logging.set_level)

@@ -20,9 +20,7 @@ import structlog
 from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.settings import Settings
-from ccp.server.settings.reloading import merge, replacing
-
-__all__ = ["SettingsReloader", "hand_over", "hold_signal", "on_signal", "replacing", "settings_of_worker"]
+from ccp.server.settings.reloading import merge
 
 _log: Final = structlog.get_logger("ccp.server.reloading")
 

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -23,11 +22,10 @@ from ccp.server.domain.authorization import Operation
 from ccp.server.request_counts import Dialect, RequestCounts
 from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.storage import Store, connect
-from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query, T
 from ccp.server.storage.queries.audit import Action, Entry
 from tests.captured_logs import captured_logs
-from tests.databases import fresh, sql
+from tests.databases import sql
 from tests.world import AT
 
 BAD = "bad"
@@ -133,16 +131,6 @@ class Counts:
 
 
 CASES: list[type[Case]] = [Access, Deliveries, Counts]
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        made = fresh(tmp_path)
-        schema.upgrade(made)
-        return made
-    found: str = request.getfixturevalue("postgres").database()
-    return found
 
 
 def refuse(url: str, case: type[Case]) -> None:

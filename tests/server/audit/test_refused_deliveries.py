@@ -8,7 +8,6 @@ import weakref
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,23 +18,10 @@ from ccp.server.audit.refused_deliveries import RefusedDeliveries, RefusedReques
 from ccp.server.domain.authorization import Operation
 from ccp.server.request_counts import Dialect, RequestCounts
 from ccp.server.storage import Store, connect
-from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import refusals, request_counts
-from tests.databases import fresh
 from tests.world import AT, new_emaid, new_pcid
 
 _TICKS = itertools.count()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a new database with the newest schema."""
-    if request.param == "sqlite":
-        made = fresh(tmp_path)
-        schema.upgrade(made)
-        return made
-    found: str = request.getfixturevalue("postgres").database()
-    return found
 
 
 def refused(caller: str, number: int, failure: Any = None) -> RefusedRequest:

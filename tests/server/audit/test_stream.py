@@ -31,25 +31,17 @@ from ccp.server.storage.queries import audit_stream as queries
 from ccp.server.storage.queries.audit import AuditRow
 from ccp.testing.pki import PKI
 from tests.cli.run import SOURCE, environment
-from tests.databases import Server, sql
+from tests.databases import sql
 from tests.scripted_server import Reply, Scripted, scripted, unused_port
 from tests.server.audit import stream_process
 from tests.server.audit.made import fill
 from tests.server.audit.stream_process import confirmed, in_this_process
-from tests.server.storage.made import AT, SECOND, new_database, opened
+from tests.server.storage.made import AT, SECOND, opened
 from tests.tls_files import PrivateCA
 from tests.waiting import wait_until
 from tests.world import start
 
 SECRET = "a key of the audit stream"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return new_database(tmp_path)
-    server: Server = request.getfixturevalue("postgres")
-    return server.database()
 
 
 def rows_of(url: str) -> list[dict[str, Any]]:

@@ -8,22 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.cli.run import ccp, ccp_error, ccp_ok
-from tests.databases import Server, sql
+from tests.databases import sql
 from tests.server.audit.made import fill
 from tests.server.audit.stream_process import confirmed, in_this_process
-from tests.server.storage.made import new_database
 from tests.waiting import wait_until
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return new_database(tmp_path)
-    server: Server = request.getfixturevalue("postgres")
-    return server.database()
 
 
 def configured(url: str, folder: Path, **members: Any) -> tuple[object, ...]:

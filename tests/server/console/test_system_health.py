@@ -9,7 +9,7 @@ import pytest
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.console.audit_subjects import details_of
 from ccp.server.console.identifiers import HandleCipher, IdDisplay
-from ccp.server.console.system_health import of_peer, of_service, of_subscription, worst_first
+from ccp.server.console.system_health import of_peer, of_service, of_subscription, rank
 from ccp.server.metrics.last_calls import EVENTS, PEER, SERVICE, LastCalls
 from ccp.server.storage.queries import peers, subscriptions
 from ccp.server.storage.queries.peers import Peer
@@ -58,7 +58,7 @@ def test_system_health_says_what_to_do_and_begins_with_the_worst() -> None:
     subscribed = of_subscription(subscription(), record.of(EVENTS, "rcp"), AT)
     waiting = of_subscription(subscription("peer:DE*B", None, None), record.of(EVENTS, "peer:DE*B"), AT)
     unreadable = of_subscription(subscription("pcp", "e", None), record.of(EVENTS, "pcp"), AT)
-    found = worst_first([working, disabled, subscribed, waiting, damaged, unreadable])
+    found = sorted([working, disabled, subscribed, waiting, damaged, unreadable], key=rank)
     assert [(each.kind, each.action) for each in found] == [
         ("bad", "ccp peer rotate-secret DE*B"),
         ("bad", "ccp neighbour subscribe pcp"),

@@ -104,6 +104,15 @@ def test_build_that_takes_too_long_is_ended(shared: SharedSite, monkeypatch: pyt
     assert event["reason"] == "It took longer than 0.05 seconds."
 
 
+def test_documentation_directory_that_is_unusable_at_a_later_start_serves_none(tmp_path: Path) -> None:
+    """The first start refuses it; a worker that replaces another has vehicles to serve."""
+    with captured_logs(documentation) as log:
+        assert documentation.site_of(Settings(documentation_directory=tmp_path), may_build=True) is None
+    (event,) = log
+    assert (event["event"], event["log_level"]) == ("documentation not served", "error")
+    assert "has no index.html" in event["reason"]
+
+
 def test_build_that_is_cancelled_leaves_no_files(
     shared: SharedSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,11 +15,11 @@ import orjson
 from ccp.errors import FieldError
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.server.console.identifiers import IdDisplay
+from ccp.server.console.rendering import EDITIONS
 from ccp.server.console.texts import cut, size_of
 from ccp.server.settings.services import SERVICES
 from ccp.server.storage.queries.subscriptions import PEER_PREFIX
 
-EDITIONS: Final = {Namespace.ISO2: "ISO 15118-2", Namespace.ISO20: "ISO 15118-20"}
 _LABELS: Final = {
     "emaid": "contract", "pcid": "vehicle", "moved_from": "moved from vehicle", "namespace": "edition",
     "root": "V2G root", "kid": "key", "endpoint": "webhook", "event_ids": "events", "event": "because of",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from ccp.errors import FieldError
 from ccp.server.console.visit import Visit
 
 T = TypeVar("T")
-_DIGITS = 7
+_DIGITS: Final = 7
 
 
 @dataclass(frozen=True, slots=True)

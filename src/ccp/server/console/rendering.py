@@ -14,12 +14,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ccp.errors.codes import BY_VALUE
+from ccp.ids import Namespace
 from ccp.schemas.timestamps import rfc3339
 from ccp.server.console import charts
 from ccp.server.console.texts import cut
 from ccp.server.http.documentation_site import PREFIX as DOCUMENTATION
 
 PREFIX: Final = "/console"
+EDITIONS: Final = {Namespace.ISO2: "ISO 15118-2", Namespace.ISO20: "ISO 15118-20"}
 _STATIC: Final = f"{PREFIX}/static"
 
 HEADERS: Final = {

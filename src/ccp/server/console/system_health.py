@@ -5,7 +5,6 @@ What the newest calls ended with is known to one worker, see `ccp.server.metrics
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -62,9 +61,9 @@ class SystemHealth:
     path: str
 
 
-def worst_first(found: Iterable[SystemHealth]) -> list[SystemHealth]:
-    """What fails first, what works last; otherwise in their order."""
-    return sorted(found, key=lambda each: _RANKS.index(each.kind))
+def rank(health: SystemHealth) -> int:
+    """The place of a system in lists: what fails comes first, what works last."""
+    return _RANKS.index(health.kind)
 
 
 def did(outcome: str) -> str:

@@ -38,8 +38,7 @@ async def load_peers(parts: ConsoleParts, now: datetime) -> list[PeerRow]:
     """All peers, those that fail first. Raises Unavailable."""
     found = await _subscriptions(parts, now)
     rows = [peer_row(parts, peer, now, found) for peer in await parts.store.read(peers.list_all())]
-    order = {id(health): place for place, health in enumerate(system_health.worst_first(row.health for row in rows))}
-    return sorted(rows, key=lambda row: order[id(row.health)])
+    return sorted(rows, key=lambda row: system_health.rank(row.health))
 
 
 async def load_peer(parts: ConsoleParts, party_id: str, now: datetime) -> PeerRow:
@@ -63,7 +62,7 @@ def all_health(peer_rows: list[PeerRow], service_rows: list[ServiceRow]) -> list
     """The health of everything around the pool, what fails first."""
     rows: list[PeerRow | ServiceRow] = [*peer_rows, *service_rows]
     subscribed = [row.subscription for row in rows if row.subscription is not None]
-    return system_health.worst_first([*(row.health for row in rows), *subscribed])
+    return sorted([*(row.health for row in rows), *subscribed], key=system_health.rank)
 
 
 def peer_row(

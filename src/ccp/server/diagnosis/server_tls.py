@@ -222,7 +222,7 @@ async def check_public_url(context: Context, result: CheckResult) -> None:
             reason = (exc.reason or str(exc)).replace("_", " ").lower()
             result.add("public-url.tls", f"{host}:{port}: {reason}.", subject="base_url")
             return
-        except (OSError, Unavailable) as exc:  # Unavailable: the resolver has no time limit of its own.
+        except (OSError, Unavailable) as exc:  # Unavailable: the name was not resolved in time.
             result.add("public-url.unreachable", f"{host}:{port}: {_network_reason(exc)}.", subject="base_url")
             return
         if found is not None:

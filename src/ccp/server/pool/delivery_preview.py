@@ -89,10 +89,10 @@ class DeliveryPreviews:
         key, notes = await self._current_key(pcid, namespace, stored)
 
         # Each variant is examined once: a vehicle may have hundreds.
-        problems = {id(contract): undeliverable_reason(contract, state, policy, key, now) for contract in stored}
+        problems = {contract: undeliverable_reason(contract, state, policy, key, now) for contract in stored}
 
         def deliverable(contract: SignedContract) -> bool:
-            return problems[id(contract)] is None
+            return problems[contract] is None
 
         refusal: CCPError | None = None
         places: dict[SignedContract, int] = {}
@@ -118,7 +118,7 @@ class DeliveryPreviews:
                 return None
             if not contract.valid_at(now):
                 return "The contract certificate has expired." if contract.valid_to < now else _NOT_YET
-            error = problems[id(contract)]
+            error = problems[contract]
             if error is not None:
                 return str(error)
             if contract.emaid in placed:

@@ -12,8 +12,8 @@ from ccp.errors import FieldError
 from ccp.errors.codes import ErrorCode
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.server.console.application import Console
-from ccp.server.console.audit_subjects import EDITIONS
 from ccp.server.console.parts import ConsoleParts
+from ccp.server.console.rendering import EDITIONS
 from ccp.server.console.visit import Visit
 from ccp.server.pool import refusal_reports
 from ccp.server.request_counts import Dialect

@@ -15,10 +15,11 @@ from ccp.errors import EXIError, NotFound
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.schemas.event_types import canonical
 from ccp.server.console.application import Console
-from ccp.server.console.audit_subjects import EDITIONS, Detail, details_of
+from ccp.server.console.audit_subjects import Detail, details_of
 from ccp.server.console.certificate_chains import Chain, load_chains
 from ccp.server.console.paging import portion
 from ccp.server.console.parts import ConsoleParts
+from ccp.server.console.rendering import EDITIONS
 from ccp.server.console.sessions import ConsoleRole
 from ccp.server.console.visit import Visit
 from ccp.server.domain.contracts import SignedContract

@@ -14,10 +14,10 @@ from ccp.errors import EXIError, FieldError, NotAuthorised, NotFound
 from ccp.exi.message_input import exi_bytes
 from ccp.ids import EMAID, PCID, Fingerprint
 from ccp.server.console.application import Console
-from ccp.server.console.audit_subjects import EDITIONS
 from ccp.server.console.forms import Form
 from ccp.server.console.messages import MAX_ECHOED, Echo, echo, read_message
 from ccp.server.console.parts import ConsoleParts
+from ccp.server.console.rendering import EDITIONS
 from ccp.server.console.sessions import ConsoleRole
 from ccp.server.console.visit import Visit
 from ccp.server.pool import refusal_reports
