@@ -41,6 +41,7 @@ from ccp.server.sandbox.setup import create, publish_body
 from ccp.server.settings import Settings
 from ccp.testing.partners import Car
 from request import free_port, token_of
+from rig.processes import environment
 
 console = Console(width=110)
 CALLER = Caller(Party("bench", "bench", frozenset({PartyRole.CPS}), all_providers=True))
@@ -90,7 +91,7 @@ def served(folder: Path, lines: list[bytes]) -> float:
     cps = next(party for party in credentials["parties"] if party["role"] == "cps")
     server = subprocess.Popen(
         [sys.executable, "-c", "from ccp.cli import main; main()", "serve", "--config", config, "--port", str(port)],
-        env={**os.environ, "CCP_LOG_LEVEL": "error"},
+        env=environment(CCP_LOG_LEVEL="error"),
         stderr=subprocess.DEVNULL,
     )
     try:

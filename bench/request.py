@@ -45,6 +45,7 @@ from ccp.server.sandbox.setup import create
 from ccp.server.storage.queries import contracts as queries
 from ccp.x509.certificates import Certificate
 from ccp.x509.revocation_policy import NoRevocationCheck
+from rig.processes import environment
 
 console = Console(width=110)
 
@@ -212,7 +213,7 @@ def serving(config: Path) -> Iterator[None]:
     """Run a real `ccp serve` during the context."""
     server = subprocess.Popen(
         [sys.executable, "-c", "from ccp.cli import main; main()", "serve", "--config", str(config)],
-        env={**os.environ, "CCP_LOG_LEVEL": "error", "CCP_RATE_LIMIT_PER_PARTY": "0"},  # One party asks for all of it.
+        env=environment(CCP_LOG_LEVEL="error", CCP_RATE_LIMIT_PER_PARTY="0"),  # One party asks for all of it.
         stderr=subprocess.DEVNULL,
     )
     try:

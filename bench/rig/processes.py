@@ -46,6 +46,11 @@ class Server:
         return children or list(self.pids)
 
 
+def environment(**changes: str) -> dict[str, str]:
+    """The environment of a server that is measured: it does not build the documentation meanwhile."""
+    return {**os.environ, "CCP_DOCUMENTATION": "false", **changes}
+
+
 @contextmanager
 def serving(config: Path, database: str, workers: int, log: Path) -> Iterator[Server]:
     """A real `ccp serve`; it logs to a file, with the default level."""
@@ -76,7 +81,7 @@ def bare(config: Path, database: str, processes: int, log: Path) -> Iterator[Ser
 
 @contextmanager
 def running(command: list[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=log, stderr=log)
+    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment())
     try:
         yield process
     finally:

@@ -56,6 +56,7 @@ class Served:
             "CCP_PORT": str(self.port),
             "CCP_WORKERS": str(self.workers),
             "CCP_LOG_LEVEL": "error",
+            "CCP_DOCUMENTATION": "false",
             "CCP_MAX_CONTRACTS_PER_VEHICLE": str(self.settings.max_contracts_per_vehicle),
             "CCP_MAX_CONTRACTS_PER_VEHICLE_AND_PROVIDER": str(self.settings.max_contracts_per_vehicle_and_provider),
             "CCP_EVENT_DISPATCH": str(self.settings.event_dispatch),

@@ -21,7 +21,7 @@ from ccp.x509.profiles import AnchorRole
 from tests.background_rounds import wait_for_round, wait_until_loaded
 from tests.cli.run import ccp_ok
 from tests.databases import Server, sql
-from tests.scripted_server import json_reply, scripted
+from tests.scripted_server import Reply, json_reply, scripted
 from tests.server.events.receiver import Receiver, receiving, webhook
 from tests.server.events.subscriptions import (
     EVERYONE,
@@ -243,7 +243,7 @@ def test_root_synchronisation_of_two_servers_sends_one_event(
     root, other = new_root("Listed Root"), new_root("Other Root")
     with scripted() as rcp:
         listed = [{"caCertificate": b64(each.der), "rootTypeList": ["V2G"]} for each in (root, other)]
-        rcp.on("/rcp/rootcertificates", json_reply({"rootCertificateCollection": listed}))
+        rcp.on("/rcp/rootcertificates", Reply(503))  # A server may synchronise before the webhooks are there.
         options = {**SETTINGS, "rcp_url": rcp.url + "/rcp", "rcp_interval": 60}
         with (
             start({"iso2": pkis["iso2"]}, refresh_interval=REFRESH, **options) as pool,
@@ -251,6 +251,7 @@ def test_root_synchronisation_of_two_servers_sends_one_event(
             subscribed(pool, receiver, everything(), ["oem", "cps"]),
         ):
             env = {"CCP_DATABASE": pool.settings.database, "CCP_RCP_URL": rcp.url + "/rcp"}
+            rcp.on("/rcp/rootcertificates", json_reply({"rootCertificateCollection": listed}))
             ccp_ok("trust", "sync", env=env)
             wait_until(lambda: len(receiver.received) == 4)
             del listed[0]

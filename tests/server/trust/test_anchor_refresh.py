@@ -23,7 +23,12 @@ from tests.server.trust.root_files import root
 
 WORKERS = 2
 # The same code as this process runs, wherever the current directory is.
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1]), "CCP_WORKERS": str(WORKERS)}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(Path(package.__file__).parents[1]),
+    "CCP_WORKERS": str(WORKERS),
+    "CCP_DOCUMENTATION": "false",
+}
 
 
 def command_line(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

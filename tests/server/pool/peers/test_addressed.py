@@ -24,7 +24,7 @@ from tests.server.http.api.answers import sentences
 from tests.server.pool.peers.requests import to, until_known
 from tests.world import AT, SESSION, Contract, Pool, new_emaid, new_pcid, party, response_bytes, start
 
-SECONDS = 0.6
+SECONDS = 1.5
 OPERATIONS = ("publish", "by emaid", "by pcid", "fetch", "set default", "withdraw")
 CHANGING = ("publish", "set default", "withdraw")
 PARTY = {"publish": "far_cps", "by emaid": "far_emsp", "withdraw": "far_emsp"}
